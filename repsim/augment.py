@@ -1,0 +1,220 @@
+"""Random views of whole batches, on the images' device: one draw per image, from an explicit generator.
+
+Each view is a function of images uint8 (n, 3, h, w) and a generator, and gives network inputs float32 (n, 3, h, w) in the
+scale of `repsim.data.as_input`; with `rows`, a slice, only these rows of the same. The draws follow torchvision's per-image
+transforms: RandomResizedCrop, RandomHorizontalFlip, ColorJitter (in the order brightness, contrast, saturation, hue, which
+torchvision shuffles), RandomGrayscale, and RandomCrop with padding. They are made on the generator's device: a CPU generator
+gives the same draws on every device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from repsim.data import as_input
+
+View = Callable[..., Tensor]
+ALL = slice(None)
+GREY = (0.2989, 0.587, 0.114)  # of red, green, blue (ITU-R 601), as torchvision has it
+
+
+def simclr(
+    images: Tensor,
+    generator: Generator,
+    *,
+    rows: slice = ALL,
+    scale: tuple[float, float] = (0.2, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    flip: float = 0.5,
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1),
+    jitter_p: float = 0.8,
+    grayscale_p: float = 0.2,
+) -> Tensor:
+    """SimCLR's views for small images (Chen et al. 2020, appendix B.9): resized crop, flip, colour jitter, grayscale, no blur.
+
+    Args:
+        scale, ratio: range of the crop's share of the area ((1, 1): not cropped), and of its width over its height.
+        flip, jitter_p, grayscale_p: probabilities.
+        jitter: strengths of brightness, contrast, saturation (factors in 1 -+ strength) and hue (shift in -+ strength turns).
+
+    Raises:
+        TypeError: images that are not uint8; no generator.
+        ValueError: images that are not (n, 3, h, w); a range, strength or probability out of bounds.
+    """
+    _check(images, generator, flip=flip, jitter_p=jitter_p, grayscale_p=grayscale_p)
+    if not (len(scale) == len(ratio) == 2 and 0 < scale[0] <= scale[1] <= 1 and 0 < ratio[0] <= ratio[1] < math.inf):
+        raise ValueError(f"scale, ratio: expected 0 < low <= high (scale at most 1), got {scale} and {ratio}")
+    if not (len(jitter) == 4 and all(0 <= s <= 1 for s in jitter[:3]) and 0 <= jitter[3] <= 0.5):
+        raise ValueError(f"jitter: expected 4 strengths, three of 0 to 1 and hue 0 to 0.5, got {jitter}")
+    n, _, height, width = images.shape
+    boxes, mirrored = crop_boxes(n, height, width, scale, ratio, generator), chosen(n, flip, generator)
+    factors = jitter_factors(n, jitter, jitter_p, generator) if jitter_p else ()
+    coloured = ~chosen(n, grayscale_p, generator) if grayscale_p else None
+    images = images[rows]
+    boxes, mirrored, *factors = (drawn[rows].to(images.device) for drawn in (boxes, mirrored, *factors))
+    if tuple(scale) == (1, 1):
+        x = mirror(images, mirrored).float().div_(255)
+    else:
+        x = crop(images.float().div_(255), boxes, mirrored)
+    if jitter_p:
+        x = colour(x, *factors)
+    if grayscale_p:
+        x = _blend_(x, _grey(x), coloured[rows].to(x.device).view(-1, 1, 1, 1).float())
+    return x.mul_(4).sub_(2)
+
+
+def supervised(
+    images: Tensor, generator: Generator, *, rows: slice = ALL, padding: int = 4, flip: float = 0.5
+) -> Tensor:
+    """The usual views of supervised training on small images: a crop shifted by up to `padding` pixels, and a flip.
+
+    Raises as `simclr` does.
+    """
+    _check(images, generator, flip=flip)
+    if not (isinstance(padding, int) and padding >= 0):
+        raise ValueError(f"padding: expected 0 or more whole pixels, got {padding}")
+    n, _, height, width = images.shape
+    shifts = torch.randint(0, 2 * padding + 1, (n, 2), generator=generator, device=generator.device)
+    mirrored = chosen(n, flip, generator)
+    images, shifts, mirrored = (tensor[rows].to(images.device) for tensor in (images, shifts, mirrored))
+    padded = F.pad(images, (padding,) * 4)  # with black, as torchvision's RandomCrop
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (n, 3, top, left, h, w), nothing copied
+    view = windows[torch.arange(len(images), device=images.device), :, shifts[:, 0], shifts[:, 1]]
+    return as_input(mirror(view, mirrored))
+
+
+_NOTHING = {"scale": (1, 1), "flip": 0.0, "jitter_p": 0.0, "grayscale_p": 0.0}
+VIEWS: Mapping[str, View] = {
+    "none": lambda images, generator, rows=ALL: as_input(images[rows]),  # nothing is drawn
+    "supervised": supervised,
+    "simclr": simclr,
+    # each of SimCLR's augmentations alone, always applied
+    "crop": partial(simclr, **_NOTHING | {"scale": (0.2, 1.0)}),
+    "flip": partial(simclr, **_NOTHING | {"flip": 1.0}),
+    "jitter": partial(simclr, **_NOTHING | {"jitter_p": 1.0}),
+    "grayscale": partial(simclr, **_NOTHING | {"grayscale_p": 1.0}),
+}
+
+
+# The draws
+
+
+def chosen(n: int, probability: float, generator: Generator) -> Tensor:
+    """(n,) bool, each true with this probability."""
+    return torch.rand(n, generator=generator, device=generator.device) < probability
+
+
+def crop_boxes(
+    n: int, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], generator: Generator
+) -> Tensor:
+    """(n, 4) top, left, height, width in whole pixels, as torchvision's RandomResizedCrop draws them.
+
+    Ten candidates per image, the first that fits; the largest central crop of an allowed ratio if none does.
+    """
+    u = torch.rand(n, 10, 2, generator=generator, device=generator.device)
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * u[..., 0])
+    aspect = ratio[0] * (ratio[1] / ratio[0]) ** u[..., 1]  # uniform in its logarithm
+    w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    first = fits.int().argmax(1, keepdim=True)  # of equal values the first
+    w, h = w.gather(1, first)[:, 0], h.gather(1, first)[:, 0]
+    v = torch.rand(n, 2, generator=generator, device=generator.device)
+    drawn = torch.stack([(v[:, 0] * (height - h + 1)).floor(), (v[:, 1] * (width - w + 1)).floor(), h, w], dim=1)
+    h, w = min(height, round(width / ratio[0])), min(width, round(height * ratio[1]))
+    central = drawn.new_tensor([(height - h) // 2, (width - w) // 2, h, w])
+    return torch.where(fits.any(1, keepdim=True), drawn, central)
+
+
+def jitter_factors(
+    n: int, strengths: tuple[float, float, float, float], probability: float, generator: Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Brightness, contrast and saturation factors and the hue shift, (n,) each; 1, 1, 1 and 0 where an image is left alone."""
+    u = 2 * torch.rand(n, 4, generator=generator, device=generator.device) - 1
+    u = u * torch.tensor(strengths, device=u.device) * chosen(n, probability, generator)[:, None]
+    return 1 + u[:, 0], 1 + u[:, 1], 1 + u[:, 2], u[:, 3]
+
+
+# Their effect
+
+
+def mirror(images: Tensor, mirrored: Tensor) -> Tensor:
+    """Images (n, c, h, w), those where `mirrored` (n,) is true with left and right exchanged."""
+    return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
+
+
+def turn(x: Tensor, turns: Tensor) -> Tensor:
+    """Square images (n, c, h, h), each turned anticlockwise by `turns` (n,) quarter turns, 0 to 3."""
+    turned = torch.stack([x.rot90(k, (2, 3)) for k in range(4)])
+    return turned[turns, torch.arange(len(x), device=x.device)]
+
+
+def crop(x: Tensor, boxes: Tensor, mirrored: Tensor) -> Tensor:
+    """Cut the boxes (n, 4: top, left, height, width) out of float images (n, c, h, w), mirror, and scale back, bilinearly.
+
+    Crops are only ever enlarged, so that this equals torchvision's resized_crop with and without antialiasing.
+    """
+    n, _, height, width = x.shape
+    top, left, h, w = boxes.to(x.dtype).unbind(1)
+    rows, columns = _positions(top, h, height), _positions(left, w, width)
+    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    grid = torch.stack([columns[:, None].expand(n, height, width), rows[:, :, None].expand(n, height, width)], dim=-1)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _positions(start: Tensor, length: Tensor, size: int) -> Tensor:
+    """(n, size): where along an axis of `size` pixels each pixel of the enlarged crop lies, from -1 to 1 as grid_sample has it."""
+    start, length = start[:, None], length[:, None]
+    centres = (torch.arange(size, device=start.device, dtype=start.dtype) + 0.5) / size
+    pixel = (start + length * centres - 0.5).maximum(start).minimum(start + length - 1)  # never beyond the crop
+    return (2 * pixel + 1) / size - 1
+
+
+def colour(x: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
+    """Float images (n, 3, h, w) in [0, 1] with their brightness, contrast, saturation (factors) and hue (turns) adjusted."""
+    brightness, contrast, saturation, hue = (f.view(-1, 1, 1, 1) for f in (brightness, contrast, saturation, hue))
+    x = (x * brightness).clamp_(0, 1)
+    x = _blend_(x, _grey(x).mean((2, 3), keepdim=True), contrast).clamp_(0, 1)
+    x = _blend_(x, _grey(x), saturation).clamp_(0, 1)
+    return _turn_hue(x, hue)
+
+
+def _grey(x: Tensor) -> Tensor:
+    red, green, blue = x.split(1, dim=1)
+    return (GREY[0] * red).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
+
+
+def _blend_(x: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    """share x + (1 - share) other, in place: several times faster than torch.lerp or torch.where with one share an image."""
+    return x.mul_(share).add_(other * (1 - share))
+
+
+def _turn_hue(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn the hue in HSV; value and chroma stay.
+
+    The hue, in sixths of a turn from red, is +-(1 + (green + blue - red - low) / chroma), signed as green - blue. A channel
+    is at its highest within one sixth of its own hue (red 0, green 2, blue -2) and at its lowest from two sixths on.
+    """
+    red, green, blue = x.split(1, dim=1)
+    low = x.amin(1, keepdim=True)
+    chroma = x.amax(1, keepdim=True) - low
+    hue = torch.copysign((green + blue - red - low) / chroma.clamp(min=1e-12) + 1, green - blue) + 6 * turns
+    away = hue - x.new_tensor([0.0, 2.0, -2.0]).view(1, 3, 1, 1)
+    away -= (away / 6).round_().mul_(6)
+    return away.abs_().neg_().add_(2).clamp_(0, 1).mul_(chroma).add_(low)
+
+
+def _check(images: Tensor, generator: Generator, **probabilities: float) -> None:
+    for name, value, kind in (("images", images, Tensor), ("generator", generator, Generator)):
+        if not isinstance(value, kind):
+            hint = "repsim.data.load" if kind is Tensor else "repsim.rng.generator"
+            raise TypeError(f"{name}: expected a torch.{kind.__name__}, got {type(value).__name__}; see {hint}")
+    as_input(images[:0] if images.ndim else images)  # refuses other types and shapes
+    for name, value in probabilities.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}: expected a probability, got {value}")

@@ -1,0 +1,181 @@
+"""The study's networks: torchvision's ResNets with a CIFAR stem, any base width, and a classifier or projection head.
+
+Layer names (see `layer_paths`), in the order of the forward pass:
+
+    stem                      after the first convolution, batch norm and ReLU
+    layer1.0.residual         a block's last batch norm, BEFORE the shortcut is added
+    layer1.0                  the block's output, AFTER addition and ReLU (post-residual)
+    ...
+    pool                      after global average pooling
+    head.hidden               the projection head's hidden layer, after its ReLU (projection head only)
+    head                      the classifier's logits, or the projection head's output
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.models.resnet import ResNet as TorchvisionResNet
+
+ARCHITECTURES: Mapping[str, tuple[type[nn.Module], tuple[int, int, int, int]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+}
+STAGES = ("layer1", "layer2", "layer3", "layer4")
+STEMS = ("cifar", "imagenet")
+HEADS = ("linear", "projection")
+
+
+class _Shortcut(nn.Conv2d):
+    """A 1x1 convolution with a stride, as one without of every stride-th pixel: the same function of the same weights.
+
+    oneDNN's gradient of fewer than 8 input channels with a stride writes past its memory on CPUs with AVX2 alone (oneDNN
+    issue 6035), which ends the process.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight)
+
+
+class ResNet(TorchvisionResNet):
+    """torchvision's ResNet whose first stage has `width` channels instead of 64 (each stage doubles it)."""
+
+    def __init__(self, block: type[nn.Module], layers: tuple[int, ...], width: int, stem: str, head: nn.Module | None):
+        self.width = width
+        super().__init__(block, list(layers))
+        if stem == "cifar":  # 3x3, stride 1, no pooling: an ImageNet stem would leave 8x8 of a 32x32 image
+            self.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=1, bias=False)
+            self.maxpool = nn.Identity()
+        else:
+            self.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        self.bn1 = nn.BatchNorm2d(width)
+        self.fc = nn.Identity() if head is None else head
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.in_channels < 8:
+                module.__class__ = _Shortcut
+
+    def _make_layer(self, block, planes, blocks, stride=1, dilate=False):
+        if planes == 64:  # torchvision fixes the stem's width at 64 just before it makes the first stage
+            self.inplanes = self.width
+        return super()._make_layer(block, planes * self.width // 64, blocks, stride, dilate)
+
+
+def projection_head(features: int, hidden: int, outputs: int) -> nn.Sequential:
+    """SimCLR's two-layer projection head (Chen et al. 2020): linear, batch norm, ReLU, linear."""
+    return nn.Sequential(
+        nn.Linear(features, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, outputs)
+    )
+
+
+def build(
+    architecture: str = "resnet18",
+    *,
+    width: int = 64,
+    stem: str = "cifar",
+    head: str = "linear",
+    outputs: int = 10,
+    hidden: int | None = None,
+    seed: int = 0,
+) -> ResNet:
+    """A freshly initialised network; the same arguments give the same weights, whatever was drawn before.
+
+    Args:
+        architecture: one of `ARCHITECTURES`.
+        width: channels of the first stage, a positive multiple of 4; torchvision's own networks have 64.
+        stem: "cifar" (3x3, stride 1, no pooling) or "imagenet" (7x7, stride 2, max pooling).
+        head: "linear" (a classifier of `outputs` classes) or "projection" (an MLP onto `outputs` dimensions).
+        hidden: hidden units of the projection head; as many as the backbone has features if not given.
+        seed: of the initial weights. Backbones with one seed are equal whatever their heads.
+
+    Raises:
+        ValueError: an unknown architecture, stem or head, or a width, outputs or hidden that is not positive.
+    """
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture: expected one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
+    if stem not in STEMS:
+        raise ValueError(f"stem: expected one of {', '.join(STEMS)}, got {stem!r}")
+    if head not in HEADS:
+        raise ValueError(f"head: expected one of {', '.join(HEADS)}, got {head!r}")
+    if width < 4 or width % 4:
+        raise ValueError(f"width: expected a positive multiple of 4, got {width}")
+    if outputs < 1 or (hidden is not None and hidden < 1):
+        raise ValueError(f"outputs, hidden: expected positive numbers, got {outputs} and {hidden}")
+    block, layers = ARCHITECTURES[architecture]
+    features = 8 * width * block.expansion
+    # Module constructors draw from the global generator: fork it, so that neither side disturbs the other.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = ResNet(block, layers, width, stem, None)
+        if head == "linear":
+            model.fc = nn.Linear(features, outputs)
+        else:
+            model.fc = projection_head(features, hidden or features, outputs)
+    model.features = features
+    return model
+
+
+def layer_paths(model: nn.Module) -> dict[str, str]:
+    """The study's layer names of one of our ResNets -> the paths of the modules whose outputs they are, in order.
+
+    Raises:
+        TypeError: `model` is not a torchvision ResNet; name its module paths instead.
+    """
+    if not isinstance(model, TorchvisionResNet):
+        raise TypeError(
+            f"model: the study's layer names exist for torchvision ResNets only, got {type(model).__name__}; "
+            'pass module paths instead, such as layers=["encoder.layers.0", "heads"]'
+        )
+    paths = {"stem": "relu"}
+    for stage in STAGES:
+        for index, block in enumerate(getattr(model, stage)):
+            last = "bn3" if isinstance(block, Bottleneck) else "bn2"
+            paths[f"{stage}.{index}.residual"] = f"{stage}.{index}.{last}"
+            paths[f"{stage}.{index}"] = f"{stage}.{index}"
+    paths["pool"] = "avgpool"
+    if isinstance(model.fc, nn.Sequential):
+        paths["head.hidden"] = "fc.2"
+        paths["head"] = "fc.3"
+    elif not isinstance(model.fc, nn.Identity):
+        paths["head"] = "fc"
+    return paths
+
+
+def layer_names(model: nn.Module) -> list[str]:
+    """The study's layer names of one of our ResNets, in the order of the forward pass. Raises as `layer_paths`."""
+    return list(layer_paths(model))
+
+
+def layer_kind(name: str) -> str:
+    """ "residual", "post-residual", "stem", "pool" or "head", from a layer's name."""
+    if name.startswith("layer"):
+        return "residual" if name.endswith(".residual") else "post-residual"
+    return name.split(".")[0]
+
+
+def stage(name: str) -> str:
+    """The stage that a layer belongs to: "stem", "layer1" ... "layer4", "pool" or "head"."""
+    return name.split(".")[0]
+
+
+def tail(model: ResNet, layer: str) -> nn.Sequential:
+    """What follows a post-residual layer, head included: its output (n, c, h, w) -> the network's, (n, outputs)."""
+    blocks = {f"{name}.{i}": block for name in STAGES for i, block in enumerate(getattr(model, name))}
+    if layer not in blocks:
+        raise ValueError(f"layer: expected a post-residual layer, such as {next(iter(blocks))}, got {layer!r}")
+    behind = list(blocks.values())[list(blocks).index(layer) + 1 :]
+    return nn.Sequential(*behind, model.avgpool, nn.Flatten(1), model.fc)
+
+
+def embed(model: ResNet, images: Tensor) -> Tensor:
+    """Backbone features after pooling, (n, features), without the head."""
+    head, model.fc = model.fc, nn.Identity()
+    try:
+        return model(images)
+    finally:
+        model.fc = head

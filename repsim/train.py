@@ -1,0 +1,510 @@
+"""One training loop for every objective: deterministic, resumable, read from top to bottom in one sitting.
+
+Every random draw is a function of the seed and of what it is for: the initial weights, the order of an epoch, the views
+of a step. A run that is killed and started again therefore ends with the same bits (on the CPU) as one never interrupted,
+and networks of one seed share initial backbone, batches and, where their objectives use the same views, the views.
+
+    python -m repsim.train --out runs/mine --objective simclr --epochs 20      the fields of Settings
+    torchrun --nproc-per-node 8 -m repsim.train ...                            the same network, by eight GPUs
+    torchrun --nproc-per-node 8 -m repsim.study --profile cifar10 simclr-0     a network of a study
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import dataclasses
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from repsim import allocator, augment, data, distributed, losses, models, rng, snapshots, store, taps
+from repsim.objectives import OBJECTIVES, Objective, Step, tau
+
+CHECKPOINT_SECONDS = 120.0
+HISTORY = ["epoch", "loss", "validation_loss", "learning_rate"]
+FORMAT = 1  # raised whenever the same settings would give other weights: files of another format are not found
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides a network's weights, but for the images. Checked when made: ValueError names what is wrong."""
+
+    objective: str = "sl"
+    seed: int = 0
+    architecture: str = "resnet18"
+    width: int = 64
+    stem: str = "cifar"
+    epochs: int = 100
+    batch_size: int = 256
+    optimizer: str = "sgd"  # or "lars", for batches of thousands
+    learning_rate: float = 0.06  # per 256 images of a batch, reached after the warm-up, then cosine to zero
+    momentum: float = 0.9
+    weight_decay: float = 5e-4  # not on biases and batch norms
+    warmup: float = 0.1  # share of the steps
+    temperature: float = 0.5  # of NT-Xent, SupCon and NSCL
+    projection: int = 128  # dimensions of the projection head's output
+    hidden: int | None = None  # its hidden units; as many as the backbone has features if None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, kind = getattr(self, field.name), field.type
+            expected = {"str": str, "int": int, "float": (int, float), "int | None": (int, type(None))}[kind]
+            if not isinstance(value, expected) or isinstance(value, bool):
+                raise ValueError(f"{field.name}: expected {kind}, got {value!r}")
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective: expected one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
+        if self.optimizer not in ("sgd", "lars"):
+            raise ValueError(f"optimizer: expected sgd or lars, got {self.optimizer!r}")
+        if self.epochs < 0 or self.batch_size < 2:
+            raise ValueError(f"epochs, batch_size: expected >= 0 and >= 2, got {self.epochs} and {self.batch_size}")
+        if not (self.learning_rate > 0 and self.temperature > 0 and math.isfinite(self.learning_rate)):
+            raise ValueError(
+                f"learning_rate, temperature: expected positive, got {self.learning_rate} and {self.temperature}"
+            )
+        if not (0 <= self.momentum < 1 and self.weight_decay >= 0 and 0 <= self.warmup < 1):
+            raise ValueError(
+                "momentum, weight_decay, warmup: expected 0 <= momentum < 1, weight_decay >= 0, 0 <= warmup < 1, "
+                f"got {self.momentum}, {self.weight_decay}, {self.warmup}"
+            )
+        self.build(classes=2, device="meta")  # the architecture's own checks
+
+    @property
+    def name(self) -> str:
+        return f"{self.objective}-{self.seed}"
+
+    def key(self, images: str) -> str:
+        """Names the weights that these settings give on the images with this fingerprint."""
+        return store.digest({"format": FORMAT, "images": images} | self.chosen())
+
+    def chosen(self) -> dict[str, Any]:
+        """The fields that are not at their defaults: a field added later leaves the keys of older networks as they are."""
+        return {f.name: v for f in dataclasses.fields(self) if (v := getattr(self, f.name)) != f.default}
+
+    def build(self, classes: int, device: torch.device | str = "cpu") -> models.ResNet:
+        """The network before training."""
+        head, turned = OBJECTIVES[self.objective].head, OBJECTIVES[self.objective].turned
+        outputs = self.projection if head == "projection" else 4 if turned else classes
+        with torch.device(device if str(device) == "meta" else "cpu"):
+            model = models.build(
+                self.architecture,
+                width=self.width,
+                stem=self.stem,
+                head=head,
+                outputs=outputs,
+                hidden=self.hidden,
+                seed=self.seed,
+            )
+        return model if str(device) == "meta" else model.to(device, memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A network in eval mode, the settings it was trained with, and its history: epoch, loss, validation_loss, learning_rate."""
+
+    model: models.ResNet
+    settings: Settings
+    history: pd.DataFrame
+    seconds: float
+
+
+class Diverged(RuntimeError):
+    """The loss is not finite any more."""
+
+
+def learning_rate(step: int, steps: int, settings: Settings) -> float:
+    """Linear warm-up to the peak, then cosine to zero (Loshchilov and Hutter 2017), for step 0 <= step < steps."""
+    peak = settings.learning_rate * settings.batch_size / 256
+    warmup = round(settings.warmup * steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def lars_(parameters: list[nn.Parameter], weight_decay: float, trust: float = 1e-3) -> None:
+    """Scale gradients in place to LARS (You et al. 2017): g <- trust |w| / |g + wd w| (g + wd w), per weight tensor."""
+    for parameter in parameters:
+        gradient = parameter.grad.add_(parameter.detach(), alpha=weight_decay)
+        ratio = trust * parameter.detach().norm() / gradient.norm()
+        gradient.mul_(torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 1.0))
+
+
+def _optimizer(model: nn.Module, settings: Settings, device: torch.device) -> torch.optim.SGD:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    weights, others = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+    decay = settings.weight_decay if settings.optimizer == "sgd" else 0.0  # LARS decays within its ratio
+    groups = [{"params": weights, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum, fused=device.type == "cuda" or None)
+
+
+class Trainee(nn.Module):
+    """A network in training, with what its objective trains beside it: `companion` and `slow`, each None if it has none."""
+
+    def __init__(self, settings: Settings, classes: int, device: torch.device | str = "cpu"):
+        super().__init__()
+        objective = OBJECTIVES[settings.objective]
+        self.model = settings.build(classes, device)
+        self.companion = self.slow = None
+        if objective.companion:
+            features = _width(settings, classes, objective)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(rng.generator(settings.seed, "companion").initial_seed())
+                self.companion = objective.companion(settings, features, classes).to(device)
+        if objective.slow:
+            self.slow = copy.deepcopy(self.model).requires_grad_(False)
+
+    @torch.no_grad()
+    def follow(self, keep: float) -> None:
+        """The slow copy keeps this share of its weights and takes the rest from the network; its batch norms are its own."""
+        if self.slow is not None:
+            for own, new in zip(self.slow.parameters(), self.model.parameters()):
+                own.lerp_(new, 1 - keep)
+
+
+def _width(settings: Settings, classes: int, objective: Objective) -> int:
+    """How many inputs the objective's companion has."""
+    model, x = settings.build(classes, "meta").eval(), torch.empty(1, 3, 32, 32, device="meta")
+    with _pooled(model, objective.layer) as found:
+        output = model(x)
+    return (found or [output])[0].shape[1]
+
+
+@contextlib.contextmanager
+def _pooled(model: nn.Module, layer: str | None) -> Iterator[list[Tensor]]:
+    """Within: the spatial means of the layer's outputs are added to the list, at once, as later layers work in place."""
+    found: list[Tensor] = []
+    if layer is None:
+        yield found
+        return
+
+    def keep(module: nn.Module, args: object, output: Tensor) -> None:
+        found.append(losses.wide(output).flatten(2).mean(2) if output.ndim > 2 else losses.wide(output))
+
+    handle = model.get_submodule(taps.resolve(model, [layer])[layer]).register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def _loss(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    settings: Settings,
+    key: tuple[int | str, ...],
+    rows: slice = augment.ALL,
+    trainee: Trainee | None = None,
+) -> Tensor:
+    """The objective's loss on one batch; `key` names the generators of its views; `rows` are what this rank computes.
+
+    `network` is the trainee's, or what trains it with other ranks; without a trainee there is no companion.
+    """
+    objective = OBJECTIVES[settings.objective]
+    view, n = augment.VIEWS[objective.views], objective.n_views
+    views = [view(images, rng.generator(*key, i), rows=rows) for i in range(n)]
+    x = torch.cat(views) if n > 1 else views[0]
+    if objective.turned:
+        labels = torch.randint(4, labels.shape, generator=rng.generator(*key, "turns")).to(labels.device)
+        x = augment.turn(x, labels[rows].repeat(n))
+    x = x.contiguous(memory_format=torch.channels_last)
+    targets: tuple[Tensor, ...] = ()
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda), _pooled(network, objective.layer) as found:
+        outputs = network(x).chunk(n)
+        if objective.slow:
+            with torch.no_grad():
+                targets = trainee.slow(x).chunk(n)
+    if rows != augment.ALL:
+        outputs = tuple(distributed.gathered(output) for output in outputs)
+    outputs, targets = (tuple(losses.wide(output) for output in parts) for parts in (outputs, targets))
+    features = found[0].chunk(n) if found else ()
+    companion = trainee.companion if objective.companion else None
+    return objective.loss(Step(outputs, labels, settings, companion, features, targets))
+
+
+@torch.no_grad()
+def validation_loss(trainee: Trainee, images: data.ImageSet, settings: Settings) -> float:
+    """The objective's mean loss in eval mode over whole batches of `images`, with views that are the same every time."""
+    training, size = trainee.training, min(settings.batch_size, len(images))
+    trainee.eval()
+    starts = range(0, len(images) - size + 1, size)
+    batches = [(images.images[i : i + size], images.labels[i : i + size], i) for i in starts]
+    key = (settings.seed, "validation")
+    total = sum(_loss(trainee.model, x, y, settings, (*key, i), trainee=trainee).item() for x, y, i in batches)
+    trainee.train(training)
+    return total / len(batches)
+
+
+@torch.no_grad()
+def measure_batch_norm(model: nn.Module, images: Tensor, batch_size: int = 256) -> None:
+    """Set the running statistics of every batch norm to their averages over `images`, weights untouched.
+
+    An untrained network would otherwise be evaluated with mean 0 and variance 1, which no trained one is.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average
+    training = model.training
+    model.train()
+    for batch in images.split(batch_size):
+        if len(batch) > 1:
+            model(data.as_input(batch).contiguous(memory_format=torch.channels_last))
+    model.train(training)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+
+
+def path(settings: Settings, images: data.Splits, folder: Path) -> Path:
+    """Where the weights of these settings on these images are kept."""
+    key = settings.key(data.fingerprint(images.train) + data.fingerprint(images.validation))
+    return Path(folder) / f"{settings.name}-{key}.safetensors"
+
+
+def train(
+    settings: Settings, images: data.Splits, folder: Path, *, device: torch.device | str = "cpu", progress: bool = True
+) -> Trained:
+    """Load the network that these settings give on these images from `folder`; train it, and keep it there, if it is not.
+
+    Checkpoints are written beside it after every epoch and every two minutes, so that a killed run goes on where it was, and
+    of SL and SimCLR the weights at some moments on the way (`repsim.snapshots`), which stay.
+    A second process that asks for the same network waits for the first and loads. The ranks of a torchrun, all of which
+    call this, train it together; only rank 0 reads and writes `folder`.
+
+    Raises:
+        ValueError: fewer training images than one batch; a batch that the ranks cannot share evenly; ranks for an
+            objective with a companion; a checkpoint of other settings under this name.
+        Diverged: the loss became NaN or infinite; the last checkpoint stays.
+        OSError: `folder` cannot be written; what was in it is intact.
+    """
+    if len(images.train) < settings.batch_size and settings.epochs:
+        raise ValueError(
+            f"batch_size: expected at most the number of training images, {len(images.train)}, got {settings.batch_size}"
+        )
+    if len(images.validation) < 2:
+        raise ValueError(f"validation: expected at least 2 images, got {len(images.validation)}")
+    objective = OBJECTIVES[settings.objective]
+    if distributed.ranks() > 1 and (objective.companion or objective.slow):
+        raise ValueError(
+            f"objective: expected one that trains the network alone, got {settings.objective!r}, whose companions the ranks "
+            "of a torchrun do not share; train it by one process"
+        )
+    final, device = path(settings, images, folder), torch.device(device)
+
+    def make(found: Trained | None = None) -> Trained:
+        return distributed.agree(found) or _train(settings, images, final, device, progress and not distributed.rank())
+
+    if distributed.rank():
+        trained = make()  # unless rank 0 finds it
+    else:
+        trained = store.load_or_make(final, lambda p: make(load(p)), make, lambda p, t: _save(p, t, images))
+    trained.model.to(device, memory_format=torch.channels_last)
+    return trained
+
+
+def _save(path: Path, trained: Trained, images: data.Splits) -> None:
+    meta = {
+        "settings": dataclasses.asdict(trained.settings),
+        "classes": list(images.train.classes),
+        "images": images.name,
+        "history": trained.history.to_dict("list"),
+        "seconds": round(trained.seconds, 1),
+        "torch": torch.__version__,
+    }
+    store.save_tensors(path, trained.model.state_dict(), meta)
+    for checkpoint in _checkpoints(path):
+        checkpoint.unlink(missing_ok=True)
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> Trained:
+    """A network that `train` kept. Raises `store.Damaged` if the file is not what was written."""
+    weights, meta = store.load_tensors(path)
+    settings = Settings(**meta["settings"])
+    model = settings.build(len(meta["classes"]))
+    model.load_state_dict(weights)
+    model = model.to(device, memory_format=torch.channels_last).eval()
+    return Trained(model, settings, pd.DataFrame(meta["history"], columns=HISTORY), meta["seconds"])
+
+
+def _checkpoints(final: Path) -> tuple[Path, Path]:
+    """The newest checkpoint and the one before it."""
+    return final.with_suffix(".checkpoint"), final.with_suffix(".checkpoint-before")
+
+
+def _train(settings: Settings, images: data.Splits, final: Path, device: torch.device, progress: bool) -> Trained:
+    begun = time.monotonic()
+    allocator.tune()
+    trainee = Trainee(settings, len(images.train.classes), device)
+    model = trainee.model
+    train_set, validation = images.train.to(device), images.validation.to(device)
+    if OBJECTIVES[settings.objective].random_labels:
+        train_set, validation = (_shuffled(part, settings.seed) for part in (train_set, validation))
+    if settings.epochs == 0 or settings.objective == "untrained":
+        measure_batch_norm(model, train_set.images)
+        loss = validation_loss(trainee, validation, settings)
+        history = pd.DataFrame({"epoch": [0], "loss": [loss], "validation_loss": [loss], "learning_rate": [0.0]})
+        return Trained(model.eval(), settings, history, time.monotonic() - begun)
+
+    optimizer = _optimizer(trainee, settings, device)
+    per_epoch = len(train_set) // settings.batch_size  # the last, smaller batch of an epoch's order is left out
+    steps = settings.epochs * per_epoch
+    step, epoch_losses, history, before = _resume(final, trainee, optimizer, settings)
+    begun -= before
+    network, rows = distributed.joined(model, device), distributed.share(settings.batch_size)
+    saved, order = time.monotonic(), None
+    bar = tqdm(
+        total=steps,
+        initial=step,
+        desc=settings.name,
+        unit="step",
+        leave=False,
+        **({} if progress else {"disable": True}),
+    )
+    trainee.train()
+    moments = snapshots.schedule(steps).values() if settings.objective in snapshots.KEPT else ()
+    while step < steps:
+        if step in moments and not distributed.rank():
+            snapshots.save(final, step, model.state_dict(), {"settings": dataclasses.asdict(settings)})
+        epoch, position = divmod(step, per_epoch)
+        if order is None or position == 0:
+            order = torch.randperm(len(train_set), generator=rng.generator(settings.seed, "order", epoch)).to(device)
+        index = order[position * settings.batch_size : (position + 1) * settings.batch_size]
+        batch, key = (train_set.images[index], train_set.labels[index]), (settings.seed, "views", step)
+        loss = _loss(network, *batch, settings, key, rows, trainee)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if settings.optimizer == "lars":
+            lars_(optimizer.param_groups[0]["params"], settings.weight_decay)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, settings)
+        optimizer.step()
+        trainee.follow(tau(step, steps))
+        epoch_losses.append(loss.detach())
+        step += 1
+        bar.update()
+
+        end_of_epoch = step % per_epoch == 0
+        if end_of_epoch or time.monotonic() - saved > CHECKPOINT_SECONDS:
+            epoch_losses = _finite(epoch_losses, step, settings)
+            if end_of_epoch:
+                history.append(
+                    {
+                        "epoch": epoch + 1,
+                        "loss": sum(epoch_losses) / per_epoch,
+                        "validation_loss": validation_loss(trainee, validation, settings),
+                        "learning_rate": group["lr"],
+                    }
+                )
+                epoch_losses = []
+                bar.set_postfix(loss=f"{history[-1]['loss']:.3f}")
+            if not distributed.rank():
+                _checkpoint(final, trainee, optimizer, settings, step, epoch_losses, history, time.monotonic() - begun)
+            saved = time.monotonic()
+    bar.close()
+    return Trained(model.eval(), settings, pd.DataFrame(history, columns=HISTORY), time.monotonic() - begun)
+
+
+def _shuffled(images: data.ImageSet, seed: int) -> data.ImageSet:
+    """The same images with the labels of one another: as many of each class, and nothing to learn from them."""
+    order = torch.randperm(len(images), generator=rng.generator(seed, "random labels", len(images)))
+    return dataclasses.replace(images, labels=images.labels[order.to(images.labels.device)])
+
+
+def _finite(step_losses: list[Tensor | float], step: int, settings: Settings) -> list[float]:
+    values = torch.stack([torch.as_tensor(x, dtype=torch.float32, device="cpu") for x in step_losses])
+    if not values.isfinite().all():
+        first = step - len(values) + int((~values.isfinite()).nonzero()[0])
+        raise Diverged(
+            f"{settings.name}: the loss is {values[first - step + len(values)].item()} at step {first}; "
+            f"a smaller learning_rate or a longer warmup usually helps; settings: {dataclasses.asdict(settings)}"
+        )
+    return values.tolist()
+
+
+def _checkpoint(final, trainee, optimizer, settings, step, epoch_losses, history, seconds) -> None:
+    tensors = dict(trainee.state_dict())  # model.*, companion.*, slow.*
+    for i, state in optimizer.state_dict()["state"].items():
+        tensors[f"momentum.{i}"] = state["momentum_buffer"]
+    meta: dict[str, Any] = {"settings": dataclasses.asdict(settings), "step": step, "seconds": seconds}
+    meta |= {"epoch_losses": epoch_losses, "history": history}
+    newest, previous = _checkpoints(final)
+    try:
+        if newest.exists():
+            newest.replace(previous)
+        store.save_tensors(newest, tensors, meta)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{newest}: the checkpoint of step {step} cannot be written ({error.strerror}); the one before is intact",
+        ) from error
+
+
+def _resume(final, trainee, optimizer, settings) -> tuple[int, list[float], list[dict], float]:
+    """Load the newest whole checkpoint into trainee and optimiser; step 0 if there is none."""
+    tensors, meta = distributed.agree(({}, {}) if distributed.rank() else _newest(final, settings))
+    if not meta:
+        return 0, [], [], 0.0
+    trainee.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("momentum.")})
+    momentum = {
+        int(k.removeprefix("momentum.")): {"momentum_buffer": v}
+        for k, v in tensors.items()
+        if k.startswith("momentum.")
+    }
+    optimizer.load_state_dict({"state": momentum, "param_groups": optimizer.state_dict()["param_groups"]})
+    return meta["step"], meta["epoch_losses"], meta["history"], meta["seconds"]
+
+
+def _newest(final: Path, settings: Settings) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The newest whole checkpoint; empty if there is none."""
+    for checkpoint in _checkpoints(final):
+        if not checkpoint.exists():
+            continue
+        try:
+            tensors, meta = store.load_tensors(checkpoint)
+        except store.Damaged as error:
+            warnings.warn(f"{error}; going back to the checkpoint before it", stacklevel=2)
+            continue
+        if meta["settings"] != dataclasses.asdict(settings):
+            raise ValueError(f"{checkpoint}: a checkpoint of other settings, {meta['settings']}; remove or rename it")
+        return tensors, meta
+    return {}, {}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train one network where a study with `--out` will find it; by all ranks where torchrun starts them."""
+    parser = argparse.ArgumentParser(prog="python -m repsim.train", description=main.__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="of the study; the network goes to OUT/networks")
+    parser.add_argument("--data", default="shapes", metavar="NAME|FOLDER", help="as repsim.data.load")
+    for name in ("train_images", "test_images", "image_size"):
+        parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    for field in dataclasses.fields(Settings):
+        kind = {"str": str, "float": float}.get(field.type, int)
+        parser.add_argument(f"--{field.name}", type=kind, default=field.default, help="default: %(default)s")
+    given = vars(parser.parse_args(argv))
+    out, source, device = (given.pop(name) for name in ("out", "data", "device"))
+    sizes = {name: given.pop(name) for name in ("train_images", "test_images", "image_size")}
+    try:
+        settings = Settings(**given)
+        images = data.load(source, **sizes, root=out.parent / "data")
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
+    with distributed.started(device):
+        trained = train(settings, images, out / "networks", device=device)
+        if not distributed.rank():
+            print(f"{path(settings, images, out / 'networks')}: loss {trained.history.loss.iloc[-1]:.4f}")
+
+
+if __name__ == "__main__":
+    main()

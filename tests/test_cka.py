@@ -1,0 +1,595 @@
+"""CKA: against a float64 reference by another formula, where others go wrong, and at every door."""
+
+import json
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.multiprocessing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import t as student
+from test_taps import Twice, collect, noise, vit
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
+
+from repsim import grams, rng
+from repsim.cka import Comparison, cka, compare
+from repsim.models import build, layer_names
+
+
+def song(k, l):
+    """HSIC_1 as Song et al. 2012 print it, in float64."""
+    n = len(k)
+    k, l = k.double().clone().fill_diagonal_(0), l.double().clone().fill_diagonal_(0)
+    one = torch.ones(n, dtype=torch.float64)
+    trace = (k @ l).trace() + one @ k @ one * (one @ l @ one) / ((n - 1) * (n - 2)) - 2 / (n - 2) * (one @ k @ l @ one)
+    return float(trace / (n * (n - 3)))
+
+
+def hsic0(k, l):
+    n = len(k)
+    h = torch.eye(n, dtype=torch.float64) - 1 / n
+    return float((k.double() @ h @ l.double() @ h).trace() / (n - 1) ** 2)
+
+
+def gram(x):
+    x = x.double().flatten(1)
+    x = x - x.mean(0)
+    return x @ x.T
+
+
+def reference(xs, ys, hsic=song):
+    """Minibatch CKA of two lists of batches of features, the batches weighted by their images."""
+
+    def mean(a, b):
+        return sum(len(x) * hsic(gram(x), gram(y)) for x, y in zip(a, b))
+
+    return mean(xs, ys) / (mean(xs, xs) * mean(ys, ys)) ** 0.5
+
+
+class Layers(nn.Module):
+    """A module whose layer k is any given function of the images."""
+
+    def __init__(self, *functions):
+        super().__init__()
+        for k, function in enumerate(functions):
+            layer = nn.Module()
+            layer.forward = function
+            self.add_module(f"l{k}", layer)
+
+    def forward(self, x):
+        return [layer(x) for layer in self.children()][-1]
+
+
+def quiet(*arguments, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return compare(*arguments, **options)
+
+
+# ---- one pair ----------------------------------------------------------------------------------------------------------
+
+
+def test_check_values():
+    r = np.random.RandomState(1337)
+    x = r.randn(100, 10)
+    y = torch.from_numpy(r.randn(100, 10) + x)
+    x = torch.from_numpy(x)
+    assert cka(x, y, estimator="biased") == pytest.approx(0.55761, abs=5e-6)
+    assert cka(x, y) == pytest.approx(0.51346, abs=5e-6)
+    assert cka(x, y, estimator="biased", kernel="rbf", threshold=0.5) == pytest.approx(0.65483, abs=5e-6)
+
+
+@pytest.mark.parametrize("estimator, hsic", [("unbiased", song), ("biased", hsic0)])
+@pytest.mark.parametrize("offset", [0, 3, 100, 1000])
+@pytest.mark.parametrize("scale", [1e-20, 1e-4, 1, 1e4, 1e20])
+def test_float32_features_against_the_reference(estimator, hsic, offset, scale):
+    x = noise(60, 40) + offset
+    y = (x + noise(60, 40, seed=1)).reshape(60, 8, 5)
+    expected = reference([x], [y], hsic)
+    assert cka(x * scale, y, estimator=estimator) == pytest.approx(expected, abs=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(5, 40), st.integers(1, 60), st.floats(1e-3, 1e3), st.floats(-1e3, 1e3))
+def test_invariances(seed, n, p, scale, offset):
+    x, y = noise(n, p, seed=seed).double(), noise(n, 7, seed=seed + 1).double()
+    rotation = torch.linalg.qr(noise(p, p, seed=seed + 2).double()).Q
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    for options in ({}, {"estimator": "biased"}, {"kernel": "rbf", "threshold": 0.7}):
+        value = cka(x, y, **options)
+        assert cka(scale * x @ rotation + offset, y, **options) == pytest.approx(value, abs=1e-8)
+        assert cka(x[order], y[order], **options) == pytest.approx(value, abs=1e-8)
+        assert cka(y, x, **options) == pytest.approx(value, abs=1e-12)
+        assert cka(x, x, **options) == pytest.approx(1, abs=1e-12)
+        assert abs(value) <= 1 + 1e-12
+
+
+def test_independent_noise():
+    x, y = noise(128, 4096), noise(128, 4096, seed=1)
+    assert abs(cka(x, y)) < 0.02
+    assert cka(x, y, estimator="biased") == pytest.approx(4096 / (4096 + 128), abs=0.01)
+
+
+def test_a_constant_representation_is_undefined():
+    for constant in (torch.zeros(20, 3), torch.full((20, 3), 0.1), torch.full((20, 3), 0.1, dtype=torch.float64)):
+        for kernel in ("linear", "rbf"):
+            with pytest.warns(UserWarning, match="undefined"):
+                assert np.isnan(cka(constant, noise(20, 5), kernel=kernel))
+
+
+@pytest.mark.parametrize(
+    "x, y, options, error, match",
+    [
+        (np.ones((9, 2)), noise(9, 2), {}, TypeError, "x: expected a tensor"),
+        (noise(9, 2), noise(8, 2), {}, ValueError, "9 and 8 rows"),
+        (noise(3, 2), noise(3, 2), {}, ValueError, "n >= 4, got \\(3, 2\\)"),
+        (noise(9), noise(9), {}, ValueError, "expected shape"),
+        (noise(9, 2), noise(9, 2) / 0, {}, ValueError, "y: expected finite"),
+        (noise(9, 2), noise(9, 2), {"estimator": "exact"}, ValueError, "exact"),
+        (noise(9, 2), noise(9, 2), {"kernel": "cosine"}, ValueError, "cosine"),
+        (noise(9, 2), noise(9, 2), {"threshold": 0}, ValueError, "threshold"),
+    ],
+)
+def test_unusable_features(x, y, options, error, match):
+    with pytest.raises(error, match=match):
+        cka(x, y, **options)
+
+
+# ---- everything at once ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator, hsic", [("unbiased", song), ("biased", hsic0)])
+def test_all_layers_of_two_resnets_against_the_reference(estimator, hsic):
+    nets = {"a": build(width=4), "b": build(width=4, seed=1).to(memory_format=torch.channels_last)}
+    x, y = noise(50, 3, 16, 16), torch.arange(50) % 3
+    got = quiet(nets, x, labels=y, pixels=True, estimators=(estimator,), batch_size=20)
+    layers = {name: collect(net, None, x) for name, net in nets.items()}
+    single = {"labels": nn.functional.one_hot(y).double(), "pixels": x}
+    assert got.streams == ("a", "b", "labels", "pixels") and got.layers("a") == layer_names(nets["a"])
+
+    def pair(p, q):
+        return reference(p.tensor_split(3), q.tensor_split(3), hsic)
+
+    matrix = got.matrix("a", "b", estimator)
+    assert list(matrix.index) == list(matrix.columns) == layer_names(nets["a"])
+    for la, lb in [
+        ("stem", "stem"),
+        ("layer1.0.residual", "layer1.0"),
+        ("layer4.1", "layer2.0.residual"),
+        ("pool", "head"),
+    ]:
+        assert matrix.loc[la, lb] == pytest.approx(pair(layers["a"][la], layers["b"][lb]), abs=1e-5)
+    for name, value in single.items():
+        curve = got.curve("b", name, estimator).set_index("layer_a")["cka"]
+        assert curve["layer3.0.residual"] == pytest.approx(pair(layers["b"]["layer3.0.residual"], value), abs=1e-5)
+    assert got.matrix("labels", "pixels", estimator).iloc[0, 0] == pytest.approx(pair(*single.values()), abs=1e-5)
+    own = got.matrix("a", estimator=estimator)
+    assert np.allclose(np.diag(own), 1, atol=1e-7) and np.allclose(own, own.T, atol=1e-12)
+
+
+def test_one_batch_is_the_full_sample():
+    net, x, f = build(width=4), noise(40, 3, 16, 16), noise(40, 6, seed=1)
+    got = quiet({"a": net}, x, features={"f": f}, batch_size=40, estimators=("unbiased", "biased"))
+    table = got.curve("a", "f")
+    for layer, value in collect(net, None, x).items():
+        for estimator in ("unbiased", "biased"):
+            assert got.matrix("a", "f", estimator).loc[layer, "f"] == pytest.approx(
+                cka(value, f, estimator=estimator), abs=1e-5
+            )
+    assert table["low"].isna().all() and table["high"].isna().all() and table["cka"].notna().all()
+    rbf = quiet({"a": net}, x, features={"f": f}, batch_size=40, kernel="rbf", threshold=0.5)
+    pool = collect(net, ["pool"], x)["pool"]
+    assert rbf.matrix("a", "f").loc["pool", "f"] == pytest.approx(cka(pool, f, kernel="rbf", threshold=0.5), abs=1e-5)
+
+
+def test_any_module_by_its_paths():
+    model, x = vit(), noise(24, 3, 32, 32)
+    layers = {"net": ["conv_proj", "encoder.layers.encoder_layer_1", "encoder.ln"]}
+    got = quiet({"net": model}, x, layers=layers, batch_size=8)
+    values = [v.split(8) for v in collect(model, layers["net"], x).values()]
+    expected = [[reference(p, q) for q in values] for p in values]
+    np.testing.assert_allclose(got.matrix("net"), expected, atol=1e-5)
+    assert model.training  # as torchvision made it
+
+
+OFFSETS = [0.0, 3.0, 100.0, 1e3]
+
+
+@pytest.mark.parametrize("offset", OFFSETS)
+@pytest.mark.parametrize("scale", [1e-20, 1e-4, 1.0, 1e4, 1e20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_offsets_and_scales(offset, scale, dtype):
+    mix = noise(48, 300, seed=3).to(dtype) / 7
+
+    def shifted(x):
+        return (x.flatten(1).to(dtype) @ mix + offset) * scale
+
+    x = noise(96, 3, 4, 4)
+    got = quiet(
+        {"a": Layers(shifted, lambda x: x)}, x, layers=["l0", "l1"], batch_size=32, estimators=("unbiased", "biased")
+    )
+    for estimator, hsic in (("unbiased", song), ("biased", hsic0)):
+        expected = reference(shifted(x).double().div(scale).split(32), x.split(32), hsic)
+        assert got.matrix("a", estimator=estimator).loc["l0", "l1"] == pytest.approx(expected, abs=1e-5)
+        assert got.matrix("a", estimator=estimator).loc["l0", "l0"] == pytest.approx(1, abs=1e-6)
+
+
+def test_only_sources_that_need_it_are_centred_first():
+    bank = grams.Bank([("s", "plain"), ("s", "shifted")], ("unbiased",), 2, torch.device("cpu"))
+    bank.open(32)
+    bank.put(("s", "plain"), noise(32, 50).relu())
+    bank.put(("s", "shifted"), noise(32, 50) + 30)
+    bank.close(0, 0)
+    assert bank.careful == [False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_activations(dtype):
+    def half(x):
+        return (x.flatten(1) + 2).to(dtype)
+
+    x = noise(64, 3, 4, 4)
+    got = quiet({"a": Layers(half, lambda x: x.tanh())}, x, layers=["l0", "l1"], batch_size=32)
+    assert got.matrix("a").loc["l0", "l1"] == pytest.approx(reference(half(x).split(32), x.tanh().split(32)), abs=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["medium", "high"])
+def test_grams_stay_in_float32(precision):
+    x, layers = noise(64, 3, 8, 8), ["l0", "l1"]
+    net = Layers(lambda x: x, lambda x: x.tanh())
+    expected = quiet({"a": net}, x, layers=layers).matrix("a")
+    torch.set_float32_matmul_precision(precision)
+    try:
+        got = quiet({"a": net}, x, layers=layers, autocast=torch.bfloat16).matrix("a")
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    np.testing.assert_allclose(got, expected, atol=1e-7)
+
+
+def test_autocast_runs_the_network_in_half_precision():
+    net, x = build(width=8), noise(64, 3, 16, 16)
+    full, half = (quiet({"a": net}, x, autocast=dtype).matrix("a") for dtype in (None, torch.bfloat16))
+    error = (full - half).abs().to_numpy()
+    assert 1e-6 < error.max() < 0.05
+
+
+def test_constant_layers_are_undefined_and_named():
+    net = Layers(lambda x: x, lambda x: torch.full_like(x, 0.1), lambda x: torch.zeros_like(x))
+    with pytest.warns(UserWarning, match="a/l1, a/l2") as caught:
+        got = compare({"a": net}, noise(64, 3, 4, 4), layers=["l0", "l1", "l2"], batch_size=16)
+    assert len(caught) == 1 and got.undefined == [("a", "l1"), ("a", "l2")]
+    matrix = got.matrix("a")
+    assert matrix.loc["l0", "l0"] == pytest.approx(1) and matrix.isna().sum().sum() == 8
+    assert got.table("a").query("layer_a == 'l1'")[["cka", "low", "high"]].isna().all(axis=None)
+
+
+def test_a_layer_may_be_constant_in_some_batches():
+    def late(x):
+        return x * (x[:1] > 0)  # constant zero in the batches that begin with a negative image
+
+    x = noise(64, 6)
+    x[:, 0] = torch.where(torch.arange(64) < 16, -1.0, 1.0)
+    x[:16, 1:] = -x[:16, 1:].abs()
+    got = quiet({"a": Layers(late, lambda x: x)}, x, layers=["l0", "l1"], batch_size=16)
+    expected = reference([late(part) for part in x.split(16)], x.split(16))
+    assert got.matrix("a").loc["l0", "l1"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_nan_names_network_layer_and_batch():
+    def broken(x):
+        return torch.where(x[:, :1] > 2.9, float("nan"), x)
+
+    x = noise(64, 6).clamp(-2, 2)
+    x[50, 0] = 3
+    for value in (broken, lambda x: 1 / broken(x).nan_to_num(0)):
+        net = Layers(lambda x: x, value)
+        with pytest.raises(ValueError, match="second.*NaN.*'l1'.*batch 3"):
+            compare({"first": Layers(lambda x: x, lambda x: x), "second": net}, x, layers=["l0", "l1"], batch_size=16)
+
+
+def test_identical_networks_give_one():
+    got = quiet({"a": build(width=4), "b": build(width=4)}, noise(48, 3, 16, 16), batch_size=16)
+    np.testing.assert_allclose(got.curve("a", "b")["cka"], 1, atol=1e-7)
+    same = build(width=4)
+    got = quiet({"a": same, "b": same}, noise(48, 3, 16, 16), batch_size=16)
+    assert (got.curve("a", "b")["cka"] - 1).abs().max() < 1e-7 and got.matrix("a").notna().all(axis=None)
+
+
+# ---- images ------------------------------------------------------------------------------------------------------------
+
+NET = Layers(lambda x: x.flatten(1), lambda x: x.flatten(1)[:, :5].tanh())
+X, Y = noise(66, 3, 4, 4), torch.arange(66) % 5
+
+
+def both(images=X, **options):
+    return quiet({"a": NET}, images, layers=["l0", "l1"], **options)
+
+
+def cell(result, b="labels"):
+    return result.curve("a", b)["cka"].tolist()
+
+
+def test_loaders_tensors_pairs_and_dicts_agree():
+    parts = list(zip(X.split(11), Y.split(11)))
+    expected = both(labels=Y, batch_size=11)
+    for loader in (
+        parts,
+        iter(parts),
+        [list(part) for part in parts],
+        [{"image": x, "label": y} for x, y in parts],
+        DataLoader(TensorDataset(X, Y), batch_size=11),
+    ):
+        got = both(loader)
+        assert cell(got) == cell(expected) and got.images == 66
+    assert cell(both([{"mine": x, "image": -x, "y": y} for x, y in parts], input_key="mine")) == cell(expected)
+    assert cell(both(list(X.split(11)), labels=Y)) == cell(expected)
+    assert both(parts, labels=False).streams == ("a",)
+    assert cell(both(labels=nn.functional.one_hot(Y), batch_size=11)) == pytest.approx(cell(expected), abs=1e-6)
+
+
+def test_batches_of_a_tensor_are_nearly_equal():
+    sizes = []
+    net = Layers(lambda x: sizes.append(len(x)) or x.flatten(1))
+    quiet({"a": net}, noise(1000, 4), layers=["l0"], batch_size=128)
+    assert sizes == [125] * 8
+    sizes.clear()
+    quiet({"a": net}, noise(7, 4), layers=["l0"], batch_size=4)
+    assert sizes == [7]
+
+
+def test_a_short_last_batch_counts_for_what_it_is():
+    batches = [X[:30], X[30:60], X[60:]]
+    values = [([b.flatten(1) for b in parts], [NET.l1(b) for b in parts]) for parts in (batches, [X[:30], X[30:63]])]
+    assert both(batches).matrix("a").loc["l0", "l1"] == pytest.approx(reference(*values[0]), abs=1e-5)
+    joined = both([X[:30], X[30:60], X[60:63]])  # three images have no HSIC: they join the batch before
+    assert joined.matrix("a").loc["l0", "l1"] == pytest.approx(reference(*values[1]), abs=1e-5) and joined.images == 63
+    first = both([X[:2], X[2:30], X[30:63]])
+    assert first.matrix("a").loc["l0", "l1"] == pytest.approx(reference(*values[1]), abs=1e-5)
+
+
+def test_a_shuffled_loader_cannot_mix_up_two_networks():
+    loader = DataLoader(TensorDataset(X, Y), batch_size=22, shuffle=True, generator=torch.Generator().manual_seed(0))
+    got = quiet({"a": NET, "b": NET}, loader, layers=["l0", "l1"])
+    np.testing.assert_allclose(got.curve("a", "b")["cka"], 1, atol=1e-7)
+    with pytest.raises(ValueError, match="f: expected rows in the loader's order"):
+        both(loader, features={"f": X.flatten(1)})
+    with pytest.raises(ValueError, match="plain loader"):
+        both(DataLoader(TensorDataset(X), batch_size=22, sampler=DistributedSampler(TensorDataset(X), 2, 0)))
+
+
+def test_uint8_images_are_brought_into_the_studys_scale():
+    images = torch.randint(0, 256, (40, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    as_float = (images / 255 - 0.5) / 0.25
+    expected = both(as_float).matrix("a")
+    np.testing.assert_allclose(both(images).matrix("a"), expected, atol=1e-6)
+    assert cell(both(images, pixels=True), "pixels")[0] == pytest.approx(1, abs=1e-6)
+    seen = both(images.long(), transform=lambda x: (x / 255 - 0.5) / 0.25)
+    np.testing.assert_allclose(seen.matrix("a"), expected, atol=1e-6)
+    with pytest.raises(TypeError, match="int64"):
+        both(images.long())
+
+
+def test_views():
+    def noisy(x, generator):
+        return x + torch.randn(x.shape, generator=generator)
+
+    nets, layers = {"a": NET, "b": NET}, ["l0", "l1"]
+    got = quiet(nets, X, views={"noisy": noisy, "again": noisy}, layers=layers, batch_size=22)
+    assert got.streams == ("a", "a@noisy", "a@again", "b", "b@noisy", "b@again")
+    assert cell(got, "a@noisy")[0] == pytest.approx(0.5, abs=0.1)  # signal and noise alike
+    assert got.curve("a@noisy", "b@noisy")["cka"].tolist() == pytest.approx([1, 1])  # both saw the same draw
+    assert got.curve("a@noisy", "a@again")["cka"].max() < 0.9  # two views are two draws
+    repeated = quiet(nets, X, views={"noisy": noisy}, layers=layers, batch_size=22)
+    np.testing.assert_allclose(repeated.matrix("a", "a@noisy"), got.matrix("a", "a@noisy"), atol=1e-9)
+    other = quiet(nets, X, views={"noisy": noisy}, layers=layers, batch_size=22, seed=1)
+    assert (other.matrix("a", "a@noisy") - got.matrix("a", "a@noisy")).abs().max(axis=None) > 1e-3
+
+
+def test_transforms_and_layers_by_network():
+    got = quiet(
+        {"a": NET, "b": NET},
+        X,
+        layers={"a": ["l0"], "b": {"mine": "l1"}},
+        transform={"b": lambda x: x * 0 + X[:1].expand_as(x) * x},
+    )
+    assert got.layers("b") == ["mine"] and got.matrix("a", "b").shape == (1, 1)
+    assert got.matrix("a", "b").loc["l0", "mine"] < both().matrix("a").loc["l0", "l1"] - 1e-3
+
+
+# ---- intervals ---------------------------------------------------------------------------------------------------------
+
+
+def test_intervals_are_the_jackknife_over_batches():
+    got = both(labels=Y, batch_size=11)
+    parts = list(zip(X.split(11), Y.split(11)))
+    values = [([NET.l1(x) for x, _ in p], [nn.functional.one_hot(y, 5) for _, y in p]) for p in (parts,)][0]
+    left = [reference(*[v[:k] + v[k + 1 :] for v in values]) for k in range(6)]
+    error = (5 / 6 * ((np.array(left) - np.mean(left)) ** 2).sum()) ** 0.5
+    row = got.curve("a", "labels").iloc[1]
+    assert row["cka"] == pytest.approx(reference(*values), abs=1e-5)
+    assert row["high"] - row["cka"] == pytest.approx(student.ppf(0.975, 5) * error, rel=1e-3)
+    assert row["cka"] - row["low"] == pytest.approx(row["high"] - row["cka"])
+
+
+def test_intervals_cover():
+    """Of 95 % intervals of a known value, about 95 % hold it, also with folds of unequal size; and of a difference."""
+    truth, hits, differences = 0.5, 0, 0
+    for seed in range(120):
+        x, e = noise(330, 8, seed=2 * seed), noise(330, 8, seed=2 * seed + 1)
+        # independent halves of one Gaussian: as p grows in a population CKA(x, [x, e]) = |Sxx|^2 / (|Sxx| |S|) = 1 / sqrt 2
+        features = {"x": x, "both": torch.cat([x, e], 1), "other": torch.cat([e, x], 1), "e": e}
+        got = quiet({"a": Layers(lambda x: x)}, x, layers=["l0"], features=features, batch_size=30, folds=4)
+        low, high = got.table("x", "both")[["low", "high"]].iloc[0]
+        hits += low <= truth**0.5 <= high
+        estimate, low, high = got.difference(("x", "x", "both", "both"), ("e", "e", "other", "other"))
+        differences += low <= 0 <= high
+    assert 105 <= hits and 105 <= differences <= 120 and hits <= 120
+
+
+def test_differences_use_the_same_images():
+    got = both(labels=Y, features={"f": X.flatten(1)[:, :7]}, batch_size=11)
+    first, second = ("a", "l0", "labels", "labels"), ("a", "l1", "f", "f")
+    estimate, low, high = got.difference(first, second)
+    cells = [got.matrix(a, b).loc[k, l] for a, k, b, l in (first, second)]
+    assert estimate == pytest.approx(cells[0] - cells[1]) and low < estimate < high
+    assert got.difference(first, first) == (0, 0, 0)
+    ratio = got.interval(lambda c: c(*second) / np.sqrt(c("a", "l1", "a", "l1") * c("f", "f", "f", "f")))
+    assert ratio[0] == pytest.approx(cells[1])
+
+
+def test_folds_bound_what_is_kept():
+    many = quiet({"a": NET}, noise(400, 3, 4, 4), layers=["l0", "l1"], batch_size=4, folds=10)
+    assert many.hsic["unbiased"].shape == (10, 2, 2) and many.weights.tolist() == [40] * 10
+    few = both(batch_size=22)
+    assert few.hsic["unbiased"].shape == (3, 2, 2)
+
+
+def test_a_comparison_is_stored_as_tensors():
+    got = both(labels=Y, batch_size=11, estimators=("unbiased", "biased"))
+    tensors, meta = got.to_tensors()
+    again = Comparison.from_tensors(tensors, json.loads(json.dumps(meta)))
+    for estimator in ("unbiased", "biased"):
+        assert again.table("a", "labels", estimator).equals(got.table("a", "labels", estimator))
+    assert again.streams == got.streams and again.images == 66
+
+
+def test_questions_about_what_was_not_compared():
+    got = both(labels=Y)
+    for ask, match in [
+        (lambda: got.matrix("A"), "did you mean a"),
+        (lambda: got.layers("c"), "'c'"),
+        (lambda: got.matrix("a", estimator="biased"), "expected one of unbiased, got 'biased'"),
+        (lambda: got.difference(("a", "l7", "a", "l0"), ("a", "l0", "a", "l0")), "l0, l1 of 'a', got 'l7'"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            ask()
+    other = quiet({"a": NET, "b": NET}, X, layers={"a": ["l0", "l1"], "b": {"x": "l0", "y": "l1"}})
+    with pytest.raises(ValueError, match="none; use table"):
+        other.curve("a", "b")
+
+
+# ---- doors -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options, error, match",
+    [
+        ({"models": NET}, TypeError, "models: expected a dict"),
+        ({"models": {}}, TypeError, "at least one"),
+        ({"models": {"a": lambda x: x}}, TypeError, "torch module, got function"),
+        ({"models": {"a@b": NET}}, ValueError, "a@b"),
+        ({"models": {"labels": NET}}, ValueError, "labels"),
+        ({"images": X[:3]}, ValueError, "images: expected at least 4"),
+        ({"images": X.numpy()[0, 0, 0]}, TypeError, "in batch 0"),
+        ({"images": 3}, TypeError, "got int"),
+        ({"images": []}, ValueError, "got none"),
+        ({"images": [X[:2]]}, ValueError, "got 2"),
+        ({"images": [{"photo": X}]}, ValueError, "got photo; pass input_key="),
+        ({"images": [(["a"], X)]}, TypeError, "batch 0"),
+        ({"images": [(X, ["a"] * 66)]}, ValueError, "labels=False"),
+        ({"images": X.clone().index_fill_(0, torch.tensor([9]), float("nan"))}, ValueError, "images: expected finite"),
+        ({"labels": Y[:60]}, ValueError, "labels: expected one row an image, got 60 for 66 images"),
+        ({"labels": True}, ValueError, "beside a tensor"),
+        ({"labels": True, "images": [X]}, ValueError, "dicts with labels"),
+        ({"labels": Y / 0.0}, ValueError, "labels: expected finite"),
+        ({"images": [X[:40], X[40:]], "features": {"f": noise(50, 2)}}, ValueError, "got 50 for 66 or more"),
+        ({"images": [X[:40], X[40:]], "features": {"f": noise(70, 2)}}, ValueError, "got 70 for 66"),
+        ({"features": {"f": noise(66, 2) / 0}}, ValueError, "f: expected finite"),
+        ({"features": {"a": noise(66, 2)}}, ValueError, "not taken, got 'a'"),
+        ({"features": {"f": [1]}}, TypeError, "got list"),
+        ({"views": {"v": 3}}, TypeError, "'v' to be a function"),
+        ({"views": {"v": lambda x, g: x[:5]}}, ValueError, r"a@v: expected one row an image \(33\)"),
+        ({"layers": ["l7"]}, ValueError, "'l7'"),
+        ({"layers": None}, TypeError, "module paths"),
+        ({"layers": {"b": ["l0"]}}, ValueError, "each of a, got b"),
+        ({"transform": {"b": abs}}, ValueError, "transform"),
+        ({"estimators": "biased"}, ValueError, "estimators"),
+        ({"estimators": ("exact",)}, ValueError, "exact"),
+        ({"kernel": "cosine"}, ValueError, "cosine"),
+        ({"batch_size": 3}, ValueError, "got 3 and 20"),
+        ({"folds": 1}, ValueError, "got 40 and 1"),
+        ({"models": {"a": Layers(lambda x: x.sum())}, "layers": ["l0"]}, ValueError, "first dimension"),
+    ],
+)
+def test_unusable_arguments(options, error, match):
+    arguments = {"models": {"a": NET}, "images": X, "layers": ["l0", "l1"], "batch_size": 40, **options}
+    with pytest.raises(error, match=match):
+        compare(arguments.pop("models"), arguments.pop("images"), **arguments)
+
+
+def test_networks_are_left_as_they_were_also_after_an_error():
+    model = Twice().train()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    x = noise(64, 8)
+    quiet({"a": model}, x, layers=["linear@2"], batch_size=16)
+    with pytest.raises(ValueError, match="linear@1"):
+        compare({"a": model}, x, layers=["linear"])
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    model(x).sum().backward()  # and it still trains
+
+
+# ---- several processes -------------------------------------------------------------------------------------------------
+
+
+def one_rank(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.save(sample().to_tensors(), f"{folder}/{rank}")
+    broken = {"a": Layers(lambda x: x, lambda x: x / (0 if rank else 1))}
+    try:
+        compare(broken, noise(66, 6), layers=["l0", "l1"], batch_size=11)
+    except (ValueError, RuntimeError) as error:
+        torch.save(str(error), f"{folder}/error{rank}")
+    torch.distributed.destroy_process_group()
+
+
+def sample():
+    batches = list(zip(noise(63, 3, 16, 16).split(10), Y[:63].split(10)))
+    return compare({"a": build(width=4)}, batches, pixels=True, progress=True)
+
+
+def test_two_ranks_equal_one_process_and_none_waits_for_one_that_failed(tmp_path):
+    torch.multiprocessing.spawn(one_rank, (str(tmp_path),), nprocs=2)
+    expected = sample()
+    for rank in (0, 1):
+        got = Comparison.from_tensors(*torch.load(tmp_path / str(rank)))
+        assert got.images == 63
+        for columns in (("a", "a"), ("a", "labels"), ("a", "pixels")):
+            a, b = (result.table(*columns)[["cka", "low", "high"]] for result in (got, expected))
+            np.testing.assert_allclose(a, b, atol=1e-6)
+    assert "another one failed" in torch.load(tmp_path / "error0")
+    assert "'l1', batch 1" in torch.load(tmp_path / "error1")
+
+
+def test_selected_pairs_make_a_small_file_and_other_pairs_are_refused():
+    models = {name: build("resnet18", width=4, seed=i) for i, name in enumerate("ab")}
+    images = torch.randint(0, 256, (48, 3, 16, 16), dtype=torch.uint8, generator=rng.generator("select"))
+    views = {"v": lambda x, generator: x.float() + torch.randn(x.shape, generator=generator)}
+    layers = ["stem", "layer2.0", "pool"]
+    whole = compare(models, images, labels=torch.arange(48) % 4, views=views, layers=layers, batch_size=12)
+    kept = whole.select(lambda s, t: "@" not in s[0] + t[0] or s[1] == t[1])
+    tensors, meta = kept.to_tensors()
+    again = Comparison.from_tensors(tensors, meta)
+    for comparison in (kept, again):
+        for pair in (("a", "b"), ("a", "labels")):
+            pd.testing.assert_frame_equal(comparison.table(*pair), whole.table(*pair), rtol=1e-5)
+        pd.testing.assert_frame_equal(comparison.curve("a", "a@v"), whole.curve("a", "a@v"), rtol=1e-5)
+        with pytest.raises(
+            ValueError, match=r"cell: \('a', 'stem'\) with \('b@v', 'layer2.0'\) is not among the pairs"
+        ):
+            comparison.matrix("a", "b@v")
+    pd.testing.assert_frame_equal(again.table("a", "b"), kept.table("a", "b"), check_exact=True)
+    assert tensors["hsic.unbiased"].dtype == torch.float32
+    size = sum(t.numel() * t.element_size() for t in tensors.values())
+    dense = sum(t.numel() * t.element_size() for t in whole.hsic.values())
+    assert size < dense / 3
+    full, _ = whole.to_tensors()
+    assert full["hsic.unbiased"].dtype == torch.float64  # nothing is rounded without being asked

@@ -1,0 +1,534 @@
+"""Images: drawn as their factors say, split without overlap, read as they are, and refused with a reason."""
+
+import os
+import urllib.error
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+from sklearn.linear_model import LogisticRegression
+from torchvision import datasets
+
+from repsim import data, folders, shapes
+from repsim.data import ImageSet, as_input, fingerprint, load
+
+
+def images(n, size=8, seed=0):
+    return torch.randint(0, 256, (n, 3, size, size), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def image_set(n=20, classes=2):
+    return ImageSet(images(n), torch.arange(n) % classes, tuple(map(str, range(classes))))
+
+
+def rows(part):
+    """The images as a set of byte strings."""
+    return {image.numpy().tobytes() for image in part.images}
+
+
+def write(folder, n=6, size=(10, 10), classes=("cat", "dog"), parts=("train", "test"), suffix=".png"):
+    """A folder of n random images for each part and class; returns the pixels by file."""
+    pixels = {}
+    for part in parts:
+        for name in classes:
+            (folder / part / name).mkdir(parents=True)
+            for i in range(n):
+                path = folder / part / name / f"{i}{suffix}"
+                pixels[path] = np.random.default_rng(len(pixels)).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+                Image.fromarray(pixels[path]).save(path)
+    return pixels
+
+
+# Image sets
+
+
+def test_as_input_is_the_fixed_scale():
+    x = images(4)
+    expected = (x.double() / 255 - 0.5) / 0.25
+    assert as_input(x).dtype == torch.float32
+    torch.testing.assert_close(as_input(x).double(), expected, atol=5e-7, rtol=0)
+    assert x.equal(images(4)), "the images were changed"
+
+
+@pytest.mark.parametrize(
+    "bad, error, message",
+    [
+        (images(2).float(), TypeError, "images: expected uint8 .* got torch.float32"),
+        (images(2)[0], ValueError, r"got \(3, 8, 8\)"),
+        (images(2)[:, :1], ValueError, r"got \(2, 1, 8, 8\)"),
+        (images(2).permute(0, 2, 3, 1), ValueError, r"got \(2, 8, 8, 3\)"),
+    ],
+)
+def test_images_are_checked_at_the_door(bad, error, message):
+    with pytest.raises(error, match=message):
+        as_input(bad)
+    with pytest.raises(error, match=message):
+        ImageSet(bad, torch.zeros(len(bad), dtype=torch.int64), ("a",))
+
+
+@pytest.mark.parametrize(
+    "labels, error, message",
+    [
+        (torch.zeros(3, dtype=torch.int64), ValueError, r"labels: expected one for each of 4 images, got shape \(3,\)"),
+        (torch.zeros(4), TypeError, "labels: expected int64, got torch.float32"),
+        (torch.tensor([0, 1, 2, 0]), ValueError, "labels: expected 0 to 1 .* got 0 to 2"),
+        (torch.tensor([0, -1, 1, 0]), ValueError, "got -1 to 1"),
+    ],
+)
+def test_labels_are_checked_at_the_door(labels, error, message):
+    with pytest.raises(error, match=message):
+        ImageSet(images(4), labels, ("a", "b"))
+
+
+def test_factors_of_another_length_are_refused():
+    with pytest.raises(ValueError, match="factors: expected one row for each of 4 images, got 3"):
+        ImageSet(images(4), torch.zeros(4, dtype=torch.int64), ("a",), pd.DataFrame({"x": range(3)}))
+
+
+@pytest.mark.parametrize(
+    "index, expected",
+    [
+        (torch.tensor([3, 0]), [3, 0]),
+        ([1, 1], [1, 1]),
+        (slice(-2, None), [4, 5]),
+        (torch.arange(6) > 3, [4, 5]),
+        ([], []),
+        (np.array([5]), [5]),
+    ],
+)
+def test_take_keeps_images_labels_and_factors_together(index, expected):
+    whole = ImageSet(images(6), torch.arange(6), tuple("abcdef"), pd.DataFrame({"x": range(6)}))
+    part = whole.take(index)
+    assert part.labels.tolist() == part.factors.x.tolist() == expected
+    assert part.images.equal(whole.images[expected]) and list(part.factors.index) == list(range(len(expected)))
+
+
+def test_fingerprint_tells_images_labels_and_classes_apart():
+    a = image_set()
+    other = a.images.clone()
+    other[7, 2, 3, 3] ^= 1
+    different = [
+        ImageSet(other, a.labels, a.classes),
+        ImageSet(a.images, 1 - a.labels, a.classes),
+        ImageSet(a.images, a.labels, ("0", "2")),
+        ImageSet(a.images.reshape(20, 3, 4, 16), a.labels, a.classes),
+        a.take(slice(0, 19)),
+    ]
+    strided = ImageSet(a.images.to(memory_format=torch.channels_last), a.labels.clone(), a.classes)
+    assert fingerprint(strided) == fingerprint(a) and len(fingerprint(a)) == 16
+    assert len({fingerprint(s) for s in [a, *different]}) == 6
+
+
+# Splits
+
+
+@given(counts=st.lists(st.integers(1, 30), min_size=1, max_size=6), seed=st.integers(0, 99), share=st.floats(0, 1))
+@settings(max_examples=60, deadline=None)
+def test_every_beginning_of_a_stratified_order_has_all_classes_in_proportion(counts, seed, share):
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    order = data.stratified_order(labels, torch.Generator().manual_seed(seed))
+    assert sorted(order.tolist()) == list(range(len(labels)))
+    part = labels[order[: round(share * len(labels))]].bincount(minlength=len(counts))
+    of = part / torch.tensor(counts)  # the shares of the classes differ by one image of the smaller ones at most
+    slack = 1 / torch.tensor(counts)
+    assert ((of[:, None] - of[None]).abs() <= (slack[:, None] + slack[None]) / 2 + 1e-6).all()
+
+
+def test_splits_are_stratified_disjoint_and_seeded(tmp_path):
+    write(tmp_path / "pets", n=22)
+    splits = load(tmp_path / "pets", train_images=30, test_images=10, validation=0.2, root=tmp_path)
+    assert [len(p) for p in (splits.train, splits.validation, splits.test)] == [30, 6, 10]
+    assert [p.labels.bincount().tolist() for p in (splits.train, splits.validation, splits.test)] == [
+        [15, 15],
+        [3, 3],
+        [5, 5],
+    ]
+    assert not rows(splits.train) & rows(splits.validation)
+    whole = {part: {p.tobytes() for p in folder_pixels(tmp_path / "pets" / part)} for part in ("train", "test")}
+    assert rows(splits.train) | rows(splits.validation) < whole["train"] and rows(splits.test) < whole["test"]
+    again = load(tmp_path / "pets", train_images=30, test_images=10, validation=0.2, root=tmp_path)
+    other = load(tmp_path / "pets", train_images=30, test_images=10, validation=0.2, root=tmp_path, seed=1)
+    for part in ("train", "validation", "test"):
+        assert fingerprint(getattr(again, part)) == fingerprint(getattr(splits, part))
+        assert fingerprint(getattr(other, part)) != fingerprint(getattr(splits, part))
+    assert splits.train.labels.tolist() != sorted(splits.train.labels.tolist()), "in the folder's order"
+
+
+def folder_pixels(folder):
+    return [np.asarray(Image.open(p)).transpose(2, 0, 1) for p in sorted(folder.rglob("*.png"))]
+
+
+def test_without_numbers_all_images_are_used(tmp_path):
+    write(tmp_path / "pets", n=22)
+    splits = load(tmp_path / "pets", root=tmp_path)
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (40, 4, 44)
+    assert len(load(tmp_path / "pets", root=tmp_path, validation=0).train) == 44
+
+
+def test_more_images_than_there_are_is_an_error_with_the_numbers(tmp_path):
+    write(tmp_path / "pets", n=10)
+    assert len(load(tmp_path / "pets", train_images=18, root=tmp_path).validation) == 2
+    message = "train_images: expected at most 18, got 19: pets has 20 images .* 2 more are held out"
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / "pets", train_images=19, root=tmp_path)
+    with pytest.raises(ValueError, match="test_images: expected at most 20, .* got 21"):
+        load(tmp_path / "pets", test_images=21, root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"train_images": 0}, "train_images: expected a positive"),
+        ({"test_images": -1}, "test_images: expected a positive"),
+        ({"image_size": 31.5}, "image_size: expected a positive whole number or None, got 31.5"),
+        ({"image_size": 4}, "image_size: expected at least 8"),
+        ({"validation": 1.5}, "validation: expected a share"),
+        ({"validation": float("nan")}, "validation: expected a share"),
+    ],
+)
+def test_numbers_are_checked_at_the_door(settings, message):
+    with pytest.raises(ValueError, match=message):
+        load("shapes", **settings)
+
+
+def test_an_unknown_name_lists_what_there_is():
+    with pytest.raises(FileNotFoundError, match="shapes, cifar10, cifar100, svhn, stl10, fashionmnist, .*'cifar11'"):
+        load("cifar11")
+
+
+# The embedded set
+
+
+def test_shapes_are_deterministic_and_their_streams_independent():
+    a = load("shapes", train_images=100, test_images=50)
+    b = load("shapes", train_images=100, test_images=50)
+    assert [len(p) for p in (a.train, a.validation, a.test)] == [100, 10, 50]
+    assert a.train.images.shape == (100, 3, 32, 32) and a.train.classes == shapes.SHAPES
+    for part in ("train", "validation", "test"):
+        assert fingerprint(getattr(a, part)) == fingerprint(getattr(b, part))
+        pd.testing.assert_frame_equal(getattr(a, part).factors, getattr(b, part).factors)
+    assert not rows(a.train) & (rows(a.test) | rows(a.validation))
+    assert fingerprint(load("shapes", train_images=100, seed=1).train) != fingerprint(a.train)
+    assert load("shapes", train_images=20, image_size=48).test.images.shape[2:] == (48, 48)
+    assert a.test.labels.bincount().tolist() == [5] * 10
+
+
+def test_shapes_have_the_bits_they_had():
+    """The pixels of a seed, made on another day, by another number of threads and on another machine."""
+    pixels, labels, factors = shapes.draw(1050, seed=3)
+    assert fingerprint(ImageSet(pixels, labels, shapes.SHAPES)) == "688c3c1453c1ee3e"
+    fewer, _, fewer_factors = shapes.draw(13, seed=3)
+    assert fewer.equal(pixels[:13])
+    pd.testing.assert_frame_equal(fewer_factors, factors[:13])
+
+
+def outline(shape):
+    """The area of a shape and the points (400, 400) inside it, y upwards, from the signed distance alone."""
+    size = 400
+    grid = (torch.arange(size, dtype=torch.float32) + 0.5) * (2.4 / size) - 1.2
+    inside = (shapes.distance(shape, grid[None, :], grid[:, None]) < 0).double()
+    area = inside.sum().item() * (2.4 / size) ** 2
+    return area, inside
+
+
+POLYGONS = {  # corners by plane geometry, independent of the half planes that `distance` uses
+    "triangle": [(1.04 * np.cos(a), 1.04 * np.sin(a)) for a in np.radians([90, 210, 330])],
+    "square": [(-0.74, -0.74), (0.74, -0.74), (0.74, 0.74), (-0.74, 0.74)],
+    "star": [
+        (r * np.cos(a), r * np.sin(a))
+        for k in range(5)
+        for r, a in (
+            (0.34 / np.cos(np.radians(72)), np.radians(90 + 72 * k)),
+            (0.34 / np.cos(np.radians(36)), np.radians(126 + 72 * k)),
+        )
+    ],
+    "hourglass": [(0.1, 0), (1.0, 0.9), (-1.0, 0.9), (-0.1, 0), (-1.0, -0.9), (1.0, -0.9)],
+}
+
+
+@pytest.mark.parametrize("shape", POLYGONS)
+def test_outlines_are_the_polygons_that_pillow_fills(shape):
+    _, inside = outline(shape)
+    canvas = Image.new("1", (400, 400))
+    ImageDraw.Draw(canvas).polygon([((x + 1.2) / 2.4 * 400, (y + 1.2) / 2.4 * 400) for x, y in POLYGONS[shape]], fill=1)
+    expected = torch.from_numpy(np.array(canvas))
+    overlap = (inside.bool() & expected).sum() / (inside.bool() | expected).sum()
+    assert overlap > 0.97
+
+
+def test_round_outlines_have_their_areas():
+    assert outline("disc")[0] == pytest.approx(np.pi * 0.85**2, rel=0.01)
+    assert outline("ring")[0] == pytest.approx(np.pi * (0.9**2 - 0.46**2), rel=0.01)
+    assert outline("cross")[0] == pytest.approx(2 * 1.9 * 0.6 - 0.6**2, rel=0.01)
+
+
+def cover(shape, size=64, **placed):
+    """The share of each pixel that a shape covers, recovered from two renderings with different foregrounds."""
+    base = shapes.draw_factors(2, torch.Generator().manual_seed(0)).iloc[[0, 0]].reset_index(drop=True)
+    base = base.assign(noise=0.0, background_hue=0.1, foreground_hue=[0.0, 0.5], **placed)
+    labels = torch.full((2,), shapes.SHAPES.index(shape))
+    red, cyan = shapes.render(base, labels, size, torch.Generator()).double()
+    return (red - cyan)[0] / (0.6 * 255)  # hue 0 and 0.5 have red 1 and 0.4
+
+
+@pytest.mark.parametrize("x, y, scale", [(0.0, 0.0, 0.5), (0.3, -0.2, 0.45), (-0.35, 0.1, 0.6)])
+def test_a_disc_lies_where_its_factors_say(x, y, scale):
+    c = cover("disc", x=x, y=y, scale=scale)
+    grid = (torch.arange(64, dtype=torch.float64) + 0.5) / 32 - 1
+    area = c.sum().item() / 32**2
+    assert area == pytest.approx(np.pi * (0.85 * scale) ** 2, rel=0.01)
+    assert (c.sum(0) @ grid / c.sum()).item() == pytest.approx(x, abs=0.01)
+    assert (c.sum(1) @ grid / c.sum()).item() == pytest.approx(-y, abs=0.01), "y points up"
+
+
+def test_rotation_is_anticlockwise_in_degrees():
+    tip = {angle: cover("chevron", size=65, x=0.0, y=0.0, scale=0.7, rotation=angle) for angle in (0.0, 40.0)}
+    turned = torch.from_numpy(np.array(Image.fromarray(tip[0.0].float().numpy()).rotate(40, Image.Resampling.BILINEAR)))
+    assert (turned - tip[40.0]).abs().mean() < 0.01
+    back = torch.from_numpy(np.array(Image.fromarray(tip[0.0].float().numpy()).rotate(-40, Image.Resampling.BILINEAR)))
+    assert (back - tip[40.0]).abs().mean() > 0.05
+
+
+def test_noise_has_the_deviation_that_its_factor_says():
+    one = shapes.draw_factors(1, torch.Generator().manual_seed(0))
+    factors = pd.concat([one] * 2, ignore_index=True).assign(noise=[0.0, 0.05], texture="waves")
+    clean, noisy = shapes.render(
+        factors, torch.zeros(2, dtype=torch.int64), 128, torch.Generator().manual_seed(1)
+    ).double()
+    middle = (clean > 60) & (clean < 195)  # elsewhere it is clipped
+    assert ((noisy - clean)[middle] / 255).std().item() == pytest.approx(0.05, rel=0.03)
+
+
+@pytest.mark.parametrize("texture", shapes.TEXTURES)
+def test_textures_have_orientation_of_period_180_degrees(texture):
+    one = shapes.draw_factors(1, torch.Generator().manual_seed(0))
+    angles = {"texture_angle": [20.0, 200.0, 110.0], "texture_phase": [0.0] * 3, "noise": 0.0, "scale": 0.01}
+    factors = pd.concat([one] * 3, ignore_index=True).assign(texture=texture, **angles)
+    a, half, quarter = shapes.render(factors, torch.zeros(3, dtype=torch.int64), 64, torch.Generator()).double()
+    assert (a - half).abs().mean() < 2 < 10 < (a - quarter).abs().mean()
+
+
+def test_factors_are_independent_of_class_and_of_one_another():
+    _, labels, factors = shapes.draw(5000, seed=0, size=8)
+    assert list(factors["texture"].unique()) and factors["texture"].value_counts().min() > 1100
+    numeric = factors.drop(columns="texture").assign(
+        label=labels.numpy(), kind=factors["texture"].map(shapes.TEXTURES.index)
+    )
+    correlation = numeric.corr().to_numpy() - np.eye(numeric.shape[1])
+    assert np.abs(correlation).max() < 5 / np.sqrt(5000)
+
+
+def test_a_linear_classifier_of_the_pixels_does_badly_but_not_by_chance():
+    splits = load("shapes", train_images=2000, test_images=1000)
+    x, y = (as_input(p.images).flatten(1).numpy() for p in (splits.train, splits.test))
+    accuracy = LogisticRegression(C=1e-4, max_iter=50).fit(x, splits.train.labels).score(y, splits.test.labels)
+    assert 0.15 < accuracy < 0.35
+
+
+# torchvision's sets
+
+
+class Colour:  # as torchvision's CIFAR and SVHN hold their images
+    def __init__(self, root, train=True, download=False):
+        assert download
+        self.data = np.random.default_rng(train).integers(0, 256, (44, 6, 6, 3), dtype=np.uint8)
+        self.targets, self.classes = [i % 2 for i in range(44)], ["cat", "dog"]
+
+
+class Grey:
+    def __init__(self, root, split="train", download=False):
+        assert split in ("train", "test")
+        self.data = torch.from_numpy(np.random.default_rng(len(split)).integers(0, 256, (44, 6, 6), dtype=np.uint8))
+        self.labels = np.arange(44) % 3
+
+
+def test_torchvision_sets_become_tensors(monkeypatch, tmp_path):
+    row = data.TORCHVISION["cifar10"]
+    monkeypatch.setitem(data.TORCHVISION, "cifar10", row._replace(open=Colour))
+    splits = load("CIFAR10", root=tmp_path)
+    assert splits.name == "CIFAR-10" and splits.train.classes == ("cat", "dog")
+    assert splits.train.images.shape == (40, 3, 6, 6) and len(splits.test) == 44
+    whole = Colour(tmp_path, train=False, download=True)
+    assert rows(splits.test) == {np.ascontiguousarray(x.transpose(2, 0, 1)).tobytes() for x in whole.data}
+    labels = {x.transpose(2, 0, 1).tobytes(): y for x, y in zip(whole.data, whole.targets)}
+    assert [labels[x.numpy().tobytes()] for x in splits.test.images] == splits.test.labels.tolist()
+
+    monkeypatch.setitem(data.TORCHVISION, "svhn", row._replace(title="SVHN", open=Grey, splits=True))
+    splits = load("svhn", root=tmp_path, image_size=12)
+    assert splits.train.images.shape == (40, 3, 12, 12) and splits.train.classes == ("0", "1", "2")
+    assert splits.train.images[:, 0].equal(splits.train.images[:, 2]), "grey is repeated"
+
+
+@pytest.mark.parametrize("name", data.TORCHVISION)
+def test_offline_says_what_was_tried_and_where_the_files_go(monkeypatch, tmp_path, name):
+    def offline(*args, **kwargs):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(datasets.utils, "_urlretrieve", offline)
+    monkeypatch.setattr(datasets.utils, "_get_redirect_url", lambda url, max_hops=3: url)
+    row = data.TORCHVISION[name]
+    with pytest.raises(RuntimeError) as caught:
+        load(name, root=tmp_path)
+    message = str(caught.value)
+    assert row.title in message and row.origin in message and "no route to host" in message
+    assert str(tmp_path / row.files) in message and "\n" not in message
+
+
+def test_the_places_we_name_are_torchvisions():
+    for name in ("CIFAR10", "CIFAR100", "STL10"):
+        row, theirs = data.TORCHVISION[name.lower()], getattr(datasets, name)
+        assert theirs.url == f"{row.origin}/{row.files}" and theirs.filename == row.files
+    svhn = datasets.SVHN.split_list
+    assert [svhn[k][0] for k in ("train", "test")] == [
+        f"{data.TORCHVISION['svhn'].origin}/{k}_32x32.mat" for k in ("train", "test")
+    ]
+    assert any(data.TORCHVISION["fashionmnist"].origin in mirror for mirror in datasets.FashionMNIST.mirrors)
+
+
+# Folders
+
+
+def test_a_folder_is_read_as_it_is_with_torchvisions_labels(tmp_path, monkeypatch):
+    write(tmp_path / "pets", n=4, size=(12, 9), classes=("zebra", "ant", "Cat"))
+    (tmp_path / "pets" / "train" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "pets" / "train" / "zebra" / "notes.txt").write_text("not an image")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    splits = load("~/pets", root="~/cache")
+    reference = datasets.ImageFolder(tmp_path / "pets" / "test")
+    assert splits.name == "pets" and list(splits.test.classes) == reference.classes
+    expected = {np.asarray(x).transpose(2, 0, 1).tobytes(): y for x, y in reference}
+    assert splits.test.images.shape == (12, 3, 9, 12)
+    assert [expected[x.numpy().tobytes()] for x in splits.test.images] == splits.test.labels.tolist()
+    assert len(list((tmp_path / "cache" / "folders").glob("pets-*.safetensors"))) == 1
+
+
+def test_a_folder_is_decoded_once_until_a_file_changes(tmp_path, monkeypatch):
+    pixels = write(tmp_path / "pets")
+    calls = []
+    decode = folders._decode
+    monkeypatch.setattr(folders, "_decode", lambda *args: calls.append(1) or decode(*args))
+    first = load(tmp_path / "pets", root=tmp_path)
+    assert fingerprint(load(tmp_path / "pets", root=tmp_path).train) == fingerprint(first.train) and len(calls) == 1
+    load(tmp_path / "pets", root=tmp_path, image_size=5)
+    assert len(calls) == 2
+    changed = next(iter(pixels))
+    Image.fromarray(255 - pixels[changed]).save(changed)
+    os.utime(changed, ns=(1, 1))
+    again = load(tmp_path / "pets", root=tmp_path)
+    assert len(calls) == 3
+    both = [rows(s.train) | rows(s.validation) for s in (first, again)]
+    assert len(both[0] - both[1]) == 1
+
+
+def test_a_damaged_cache_is_made_again(tmp_path):
+    write(tmp_path / "pets")
+    first = load(tmp_path / "pets", root=tmp_path)
+    (cache,) = (tmp_path / "folders").glob("*.safetensors")
+    cache.write_bytes(cache.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match="made again"):
+        again = load(tmp_path / "pets", root=tmp_path)
+    assert fingerprint(again.train) == fingerprint(first.train)
+    assert [p.name for p in (tmp_path / "folders").iterdir() if p.suffix == ".tmp"] == []
+
+
+@pytest.mark.parametrize("size", [(10, 10), (120, 130)])  # decoded one by one, and in threads
+def test_mixed_sizes_need_an_image_size(tmp_path, size):
+    write(tmp_path / "pets", size=size)
+    Image.new("RGB", (14, 10)).save(tmp_path / "pets" / "test" / "dog" / "odd.png")
+    with pytest.raises(ValueError, match=r"odd\.png: 14x10 pixels where .* has \d+x\d+; .*image_size=64"):
+        load(tmp_path / "pets", root=tmp_path)
+    assert load(tmp_path / "pets", root=tmp_path, image_size=8).test.images.shape == (13, 3, 8, 8)
+
+
+def test_resizing_keeps_the_proportions_and_the_middle(tmp_path):
+    write(tmp_path / "pets", n=1)
+    wide = np.zeros((20, 60, 3), np.uint8)
+    wide[:, 20:40] = (200, 100, 50)  # the middle third is what is left
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            Image.fromarray(wide).save(tmp_path / "pets" / part / name / "0.png")
+    splits = load(tmp_path / "pets", root=tmp_path, image_size=10)
+    colour = splits.test.images[0, :, 2:-2, 2:-2]
+    assert colour.equal(torch.tensor([200, 100, 50], dtype=torch.uint8)[:, None, None].expand_as(colour))
+
+
+def test_palettes_greys_and_alpha_become_rgb_and_16_bits_are_refused(tmp_path):
+    write(tmp_path / "pets", n=1)
+    cat = tmp_path / "pets" / "train" / "cat"
+    grey = np.arange(100, dtype=np.uint8).reshape(10, 10)
+    Image.fromarray(grey).save(cat / "grey.png")
+    Image.fromarray(grey).convert("RGBA").save(cat / "alpha.png")
+    Image.fromarray(grey).convert("P").save(cat / "palette.png")
+    train = load(tmp_path / "pets", root=tmp_path, validation=0).train
+    assert sum(bool((x == torch.from_numpy(grey)).all()) for x in train.images) == 3
+    Image.fromarray(grey.astype(np.uint16) * 300).save(cat / "deep.png")
+    with pytest.raises(ValueError, match=r"deep\.png: .* 8 bits a channel, mode I;16"):
+        load(tmp_path / "pets", root=tmp_path)
+
+
+@pytest.mark.parametrize("size", [(10, 10), (120, 130)])
+@pytest.mark.parametrize("content", [b"", b"not an image", "half"])
+def test_a_corrupt_image_is_named_and_nothing_is_cached(tmp_path, content, size):
+    write(tmp_path / "pets", size=size)
+    bad = tmp_path / "pets" / "train" / "dog" / "3.png"
+    bad.write_bytes(bad.read_bytes()[: len(bad.read_bytes()) // 2] if content == "half" else content)
+    with pytest.raises(ValueError, match=r"train/dog/3\.png: cannot be read as an image"):
+        load(tmp_path / "pets", root=tmp_path)
+    assert not list((tmp_path / "folders").glob("*.safetensors"))
+
+
+def missing(folder):
+    return FileNotFoundError, "does not exist"
+
+
+def a_file(folder):
+    folder.write_bytes(b"PK")
+    return FileNotFoundError, "is a file; unpack it"
+
+
+def empty(folder):
+    folder.mkdir()
+    return FileNotFoundError, "train: no such folder; expected train/CLASS/"
+
+
+def no_test(folder):
+    write(folder, parts=("train",))
+    return FileNotFoundError, "test: no such folder"
+
+
+def empty_train(folder):
+    (folder / "train").mkdir(parents=True)
+    return ValueError, "train: is empty; expected one folder of images per class"
+
+
+def no_classes(folder):
+    (folder / "train").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "train" / "0.png")
+    return ValueError, "train: has files but no class folders"
+
+
+def empty_class(folder):
+    write(folder)
+    (folder / "train" / "bird").mkdir()
+    return ValueError, "every class folder has to hold images; .*bird"
+
+
+def other_classes(folder):
+    write(folder, classes=("cat", "dog"), parts=("train",))
+    write(folder, classes=("cat", "wolf"), parts=("test",))
+    return ValueError, r"same classes in train and test; only in train: \['dog'\]; only in test: \['wolf'\]"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [missing, a_file, empty, no_test, empty_train, no_classes, empty_class, other_classes],
+    ids=lambda f: f.__name__,
+)
+def test_a_folder_of_another_layout_is_refused_with_a_reason(tmp_path, make):
+    error, message = make(tmp_path / "pets")
+    with pytest.raises(error, match=message):
+        load(tmp_path / "pets", root=tmp_path)

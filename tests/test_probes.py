@@ -1,0 +1,386 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
+from sklearn.metrics import r2_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+
+from repsim import losses, probes
+
+CLASSES = 4
+WIDTHS = {"early": 6, "middle": 12, "twin": 12, "late": 20}
+
+
+def draw(n, seed, noise=4.0):
+    """Features of correlated, differently scaled columns around class means that are the same for every seed; labels."""
+    generator, fixed = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(99)
+    labels = torch.randint(CLASSES, (n,), generator=generator)
+    features = {}
+    for layer, p in WIDTHS.items():
+        means, mixing = torch.randn(CLASSES, p, generator=fixed), torch.randn(p, p, generator=fixed)
+        x = means[labels] + noise * torch.randn(n, p, generator=generator) @ mixing / p**0.5
+        features[layer] = x * torch.logspace(-2, 2, p) + 5
+    return features, labels
+
+
+TRAIN, VALIDATION, TEST = draw(600, 0), draw(300, 1), draw(500, 2)
+
+
+def wilson(k, n, z=1.959964):
+    p = k / n
+    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+
+
+# ------------------------------------------------------------------------------------------------------- linear probe
+@pytest.mark.parametrize("penalty", [1e-4, 1e-2, 1.0])
+def test_weights_are_those_of_logistic_regression(penalty):
+    x = StandardScaler().fit_transform(TRAIN[0]["late"].double().numpy())
+    weight, bias = probes._softmax_regression(
+        torch.tensor(x)[None], TRAIN[1], CLASSES, [0.3, penalty], tolerance=1e-18, steps=20_000
+    )
+    reference = LogisticRegression(C=1 / (len(x) * penalty), solver="newton-cg", tol=1e-10, max_iter=500).fit(
+        x, TRAIN[1].numpy()
+    )
+    assert np.abs(weight[0, 1].numpy() - reference.coef_).max() < 1e-4 * np.abs(reference.coef_).max() + 1e-5
+    intercept = bias[0, 1, :, 0].numpy()
+    assert np.allclose(intercept - intercept.mean(), reference.intercept_ - reference.intercept_.mean(), atol=1e-4)
+
+
+def test_accuracy_and_penalty_are_those_of_a_grid_search():
+    table = probes.linear_probe(*TRAIN, *VALIDATION, *TEST, classes=CLASSES).set_index("layer")
+    assert list(table.index) == list(WIDTHS)
+    for layer in WIDTHS:
+        scaler = StandardScaler().fit(TRAIN[0][layer].double())
+        train, validation, test = (scaler.transform(s[0][layer].double()) for s in (TRAIN, VALIDATION, TEST))
+        scores = {}
+        for penalty in probes.PENALTIES:
+            model = LogisticRegression(C=1 / (len(train) * penalty), tol=1e-6, max_iter=5000)
+            model.fit(train, TRAIN[1].numpy())
+            scores[penalty] = model.score(validation, VALIDATION[1]), model.score(test, TEST[1])
+        # within two images of what the same penalty gives there, and no penalty better on the validation split
+        validation_accuracy, accuracy = scores[table.penalty[layer]]
+        assert abs(table.accuracy[layer] - accuracy) < 2.5 / len(test)
+        assert abs(table.validation_accuracy[layer] - validation_accuracy) < 1.5 / len(validation)
+        assert table.validation_accuracy[layer] > max(v for v, _ in scores.values()) - 1.5 / len(validation)
+
+
+def test_the_test_split_chooses_nothing():
+    one, other = (
+        probes.linear_probe(*TRAIN, *VALIDATION, TEST[0], labels, classes=CLASSES)
+        for labels in (TEST[1], TEST[1].roll(7))
+    )
+    assert (one.accuracy > other.accuracy + 0.1).all()
+    assert one[["penalty", "validation_accuracy"]].equals(other[["penalty", "validation_accuracy"]])
+
+
+def test_of_equally_good_penalties_the_larger_is_chosen():
+    x, labels = torch.tensor([[-1.0], [1.0]]).repeat(20, 1), torch.tensor([0, 1]).repeat(20)
+    split = ({"a": x}, labels)
+    assert probes.linear_probe(*split, *split, *split, classes=2, penalties=[0.1, 0.01]).penalty[0] == 0.1
+
+
+def test_a_layer_does_not_depend_on_the_others_and_runs_repeat_exactly():
+    everything = probes.linear_probe(*TRAIN, *VALIDATION, *TEST, classes=CLASSES, per_image=True)
+    assert everything.equals(probes.linear_probe(*TRAIN, *VALIDATION, *TEST, classes=CLASSES, per_image=True))
+    alone = [v for x, labels in (TRAIN, VALIDATION, TEST) for v in ({"twin": x["twin"]}, labels)]
+    alone = probes.linear_probe(*alone, classes=CLASSES, per_image=True)
+    assert (alone["twin"] != everything["twin"]).sum() <= 1
+
+
+def test_features_that_never_vary_do_no_harm():
+    splits = []
+    for x, labels in (TRAIN, VALIDATION, TEST):
+        dead = torch.cat([x["late"], torch.full((len(labels), 3), 0.7)], dim=1)
+        splits += [{"late": dead, "dead": torch.zeros(len(labels), 2)}, labels]
+    table = probes.linear_probe(*splits, classes=CLASSES).set_index("layer")
+    alone = probes.linear_probe(*TRAIN, *VALIDATION, *TEST, classes=CLASSES).set_index("layer")
+    assert abs(table.accuracy["late"] - alone.accuracy["late"]) < 0.01
+    assert table.accuracy["dead"] == (TEST[1] == TRAIN[1].mode().values).double().mean()
+
+
+def test_intervals_are_wilsons():
+    correct = probes.linear_probe(*TRAIN, *VALIDATION, *TEST, classes=CLASSES, per_image=True)
+    assert correct.shape == (500, 4) and set(correct.dtypes) == {np.dtype(bool)}
+    for row in probes.accuracies(correct).itertuples():
+        assert row.accuracy == correct[row.layer].mean()
+        assert np.allclose((row.low, row.high), wilson(correct[row.layer].sum(), 500), atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------- k-NN
+@pytest.mark.parametrize("k", [1, 5, 10])
+def test_knn_is_sklearns_where_votes_decide(k):
+    correct = probes.knn(*TRAIN, *TEST, classes=CLASSES, k=k, per_image=True)
+    for layer in WIDTHS:
+        reference = KNeighborsClassifier(k, metric="cosine", algorithm="brute")
+        reference.fit(TRAIN[0][layer].double(), TRAIN[1])
+        share = np.sort(reference.predict_proba(TEST[0][layer].double()))
+        clear = share[:, -1] > share[:, -2] + 1e-9
+        assert clear.mean() > 0.6
+        expected = reference.predict(TEST[0][layer].double()) == TEST[1].numpy()
+        assert (correct[layer][clear] == expected[clear]).mean() > 0.998  # two neighbours may be equal in float32
+
+
+def test_knn_ties_go_to_the_more_similar():
+    angles = torch.tensor([10.0, 50.0, -20.0, -30.0]).deg2rad()
+    train = {"a": torch.stack([angles.cos(), angles.sin()], dim=1)}
+    test = {"a": torch.tensor([[1.0, 0.0]])}
+    # two votes each: cosines of 10 and 50 degrees sum to 1.63, those of 20 and 30 to 1.81
+    for labels in ([0, 0, 1, 1], [1, 1, 0, 0]):
+        winner = torch.tensor([labels[2]])
+        assert probes.knn(train, torch.tensor(labels), test, winner, classes=2, k=4).accuracy[0] == 1
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), scale=st.floats(0.01, 100))
+def test_knn_does_not_depend_on_rotation_scale_or_the_images_order(seed, scale):
+    generator = torch.Generator().manual_seed(seed)
+    rotation = torch.linalg.qr(torch.randn(20, 20, generator=generator)).Q
+    order = torch.randperm(600, generator=generator)
+    train, test = TRAIN[0]["late"], TEST[0]["late"]
+    one = probes.knn({"a": train}, TRAIN[1], {"a": test}, TEST[1], classes=CLASSES, per_image=True)
+    other = probes.knn(
+        {"a": scale * train[order] @ rotation}, TRAIN[1][order], {"a": test @ rotation}, TEST[1], classes=CLASSES,
+        per_image=True,
+    )  # fmt: skip
+    assert (one["a"] != other["a"]).mean() < 0.01
+
+
+# ------------------------------------------------------------------------------------------------------------ retrieval
+def test_retrieval_against_a_loop(monkeypatch):
+    monkeypatch.setattr(probes, "CHUNK", 64)
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(150, 8, generator=generator)
+    b = a + 0.8 * torch.randn(150, 8, generator=generator)
+    cosine = torch.nn.functional.cosine_similarity(a[:, None].double(), b[None].double(), dim=2)
+    expected = [bool(cosine[i].argmax() == i) for i in range(150)]
+    assert 0.2 < np.mean(expected) < 0.95
+    assert probes.retrieval({"a": a}, {"a": b}, per_image=True)["a"].tolist() == expected
+    table = probes.retrieval({"a": a}, {"a": b})
+    assert list(table) == ["layer", "accuracy@1", "low", "high", "chance"]
+    assert table["accuracy@1"][0] == np.mean(expected) and table.chance[0] == 1 / 150
+
+
+def test_retrieval_of_collapsed_features_is_nothing_and_of_invariant_ones_everything():
+    x = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
+    views = {"collapsed": torch.ones(40, 5), "classes only": x[:4].repeat(10, 1), "invariant": x}
+    assert probes.retrieval(views, {k: 3 * v for k, v in views.items()})["accuracy@1"].tolist() == [0, 0, 1]
+
+
+# --------------------------------------------------------------------------------------------------------- NT-Xent
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 1000), n=st.integers(2, 9), temperature=st.floats(0.1, 2))
+def test_layerwise_nt_xent_is_the_naive_formula_of_each_layer(seed, n, temperature):
+    generator = torch.Generator().manual_seed(seed)
+    a, b = torch.randn(2, 3, n, 5, generator=generator, dtype=torch.float64)
+    result = probes.layerwise_nt_xent(a, b, temperature)
+    for layer in range(3):
+        z = torch.cat([a[layer], b[layer]]).numpy()
+        z = z / np.linalg.norm(z, axis=1, keepdims=True)
+        for i in range(2 * n):
+            partner = (i + n) % (2 * n)
+            others = [math.exp(z[i] @ z[j] / temperature) for j in range(2 * n) if j != i]
+            assert math.isclose(
+                result[layer, i], -math.log(math.exp(z[i] @ z[partner] / temperature) / sum(others)), abs_tol=1e-9
+            )
+        assert torch.isclose(result[layer].mean(), losses.nt_xent(a[layer], b[layer], temperature))
+
+
+def views(n, seed):
+    """Two views that share a signal: strongly in "late", weakly in "early", not at all in "noise"."""
+    generator = torch.Generator().manual_seed(seed)
+    shared = torch.randn(n, 8, generator=generator)
+    result = []
+    for _ in range(2):
+        noise = torch.randn(3, n, 8, generator=generator)
+        # next to the signal, columns of large noise that a good projection has to drop
+        result.append({
+            "late": torch.cat([shared + 0.2 * noise[0], 5 * noise[1]], dim=1),
+            "early": torch.cat([shared + 0.8 * noise[0], 5 * noise[1]], dim=1),
+            "noise": noise[2], "constant": torch.ones(n, 3),
+        })  # fmt: skip
+    return result
+
+
+def test_fitted_nt_xent_finds_the_shared_signal_and_only_that():
+    train, test = views(512, 0), views(300, 1)
+    table = probes.fitted_nt_xent(*train, *test, batch=64, dimensions=16, steps=200).set_index("layer")
+    chance = math.log(2 * 64 - 1)
+    assert (table.chance == chance).all()
+    assert table.loss["late"] < table.loss["early"] - 0.5 < chance - 0.6
+    assert table.loss["noise"] > chance - 0.01  # as good as nothing, whatever it learnt by heart
+    assert table.loss["constant"] == pytest.approx(chance, abs=1e-5)
+    # an untrained projection of the same features does worse than the trained one
+    untrained = probes.fitted_nt_xent(*train, *test, batch=64, dimensions=16, steps=1, learning_rate=0.0)
+    assert table.loss["late"] < untrained.set_index("layer").loss["late"] - 0.5
+
+
+def test_fitted_nt_xent_scores_every_test_image_once_at_the_size_of_a_batch():
+    train, test = views(128, 0), views(100, 1)  # 100 images in batches of 64: the second is filled up
+    kwargs = dict(batch=64, steps=10)
+    per_image = probes.fitted_nt_xent(*train, *test, **kwargs, per_image=True)
+    assert per_image.shape == (100, 4) and per_image.notna().all().all()
+    table = probes.fitted_nt_xent(*train, *test, **kwargs)
+    assert np.allclose(table.loss, per_image.mean())
+    assert np.allclose(table.high - table.low, 2 * 1.96 * per_image.std() / 10)
+    assert np.allclose(per_image["constant"], math.log(127), atol=1e-5)
+
+
+def test_fitted_nt_xent_depends_on_its_seed_and_not_on_other_layers():
+    train, test = views(128, 0), views(100, 1)
+    kwargs = dict(batch=32, steps=20, per_image=True)
+    everything = probes.fitted_nt_xent(*train, *test, **kwargs)
+    assert everything.equals(probes.fitted_nt_xent(*train, *test, **kwargs))
+    alone = probes.fitted_nt_xent(*({"early": v["early"]} for v in (*train, *test)), **kwargs)
+    assert np.allclose(alone["early"], everything["early"], atol=1e-4)
+    assert not np.allclose(everything, probes.fitted_nt_xent(*train, *test, **kwargs, seed=1), atol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------------- factors
+def factors(n, seed):
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(n, 9))
+    angle = np.arctan2(x[:, 0], x[:, 1])
+    table = pd.DataFrame({
+        "size": 2 + x @ np.arange(9) + 4 * generator.normal(size=n),
+        "unrelated": generator.normal(size=n),
+        "hue": angle / (2 * np.pi) % 1,
+        "texture": pd.Categorical.from_codes((x[:, 2] > 0.3).astype(int) + (x[:, 2] > 1), ["dots", "flat", "waves"]),
+        "word": np.where(x[:, 3] > 0, "up", "down"),
+        "flag": x[:, 4] > 0,
+    })  # fmt: skip
+    return {"a": torch.tensor(x * 10.0 + 3), "b": torch.tensor(x[:, 4:]).float()}, table
+
+
+def test_factor_probe_gives_sklearns_scores():
+    train, test = factors(800, 0), factors(400, 1)
+    table = probes.factor_probe(*train, *test, circular={"hue": 1.0}).set_index(["layer", "factor"])
+    for layer in ("a", "b"):
+        scaler = StandardScaler().fit(train[0][layer])
+        x, x_test = scaler.transform(train[0][layer]), scaler.transform(test[0][layer])
+
+        def ridge(y, factor):
+            alpha = 800 * table.penalty[layer, factor]  # noqa: B023
+            return Ridge(alpha).fit(x, y).predict(x_test)  # noqa: B023
+
+        def circle(t):
+            return np.stack([np.sin(2 * np.pi * t.hue), np.cos(2 * np.pi * t.hue)], axis=1)
+
+        for factor in ("size", "unrelated"):
+            y = train[1][factor]
+            assert math.isclose(table.score[layer, factor], r2_score(test[1][factor], ridge(y, factor)), abs_tol=1e-6)
+            chosen = RidgeCV(800 * np.array(probes.RIDGE_PENALTIES)).fit(x, y)  # leave-one-out: nearly GCV
+            assert abs(table.score[layer, factor] - chosen.score(x_test, test[1][factor])) < 0.01
+        target = circle(test[1])
+        residual = ((target - ridge(circle(train[1]), "hue")) ** 2).sum()
+        spread = ((target - target.mean(0)) ** 2).sum()
+        assert math.isclose(table.score[layer, "hue"], 1 - residual / spread, abs_tol=1e-6)
+        for factor in ("texture", "word", "flag"):
+            predicted = ridge(pd.get_dummies(train[1][factor]).astype(float), factor).argmax(1)
+            expected = (pd.Categorical(test[1][factor]).codes == predicted).mean()
+            assert abs(table.score[layer, factor] - expected) < 1e-9
+    assert table.score["a", "hue"] > 0.7 > 0.1 > table.score["b", "hue"]
+    assert abs(table.score["a", "unrelated"]) < 0.05
+    assert table.score["a", "flag"] > 0.95 and table.chance["a", "flag"] < 0.6
+    assert table.measure["a", "word"] == "accuracy" and table.measure["a", "hue"] == "R2"
+
+
+def test_r2_interval_is_the_bootstraps():
+    train, test = factors(800, 0), factors(400, 1)
+    row = probes.factor_probe(train[0], train[1][["size"]], test[0], test[1][["size"]]).iloc[0]
+    scaler = StandardScaler().fit(train[0]["a"])
+    fit = Ridge(800 * row.penalty).fit(scaler.transform(train[0]["a"]), train[1]["size"])
+    truth, predicted = test[1]["size"].to_numpy(), fit.predict(scaler.transform(test[0]["a"]))
+    generator = np.random.default_rng(0)
+    draws = [generator.integers(400, size=400) for _ in range(2000)]
+    spread = np.std([r2_score(truth[i], predicted[i]) for i in draws])
+    assert abs((row.high - row.low) / (2 * 1.96 * spread) - 1) < 0.15
+
+
+# ------------------------------------------------------------------------------------------------------------- summary
+def test_paired_difference_uses_the_pairing():
+    generator = np.random.default_rng(0)
+    a = pd.DataFrame({"l": generator.random(1000) < 0.7})
+    b = a.copy()
+    b.loc[:49, "l"] = False  # worse on a few of the same images
+    row = probes.paired_difference(a, b).iloc[0]
+    assert np.isclose(row.difference, a.l.mean() - b.l.mean())
+    assert 0 < row.low < row.difference < row.high < 0.1
+    with pytest.raises(ValueError, match="^b: expected outcomes of a's 1000 images"):
+        probes.paired_difference(a, b[:10])
+
+
+# --------------------------------------------------------------------------------------------------------------- doors
+def broken(split, **changes):
+    return ({**split[0], **changes}, split[1])
+
+
+NAN = torch.full((600, 6), float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "classes", "message"),
+    [
+        (({}, TRAIN[1]), VALIDATION, 4, r"^train: expected at least one layer"),
+        (TRAIN, ({"early": VALIDATION[0]["early"]}, VALIDATION[1]), 4, r"^validation: expected train's layers"),
+        (TRAIN, broken(VALIDATION, early=torch.zeros(300, 7)), 4, r"^validation\['early'\]: expected floats .* 6\)"),
+        (
+            broken(TRAIN, middle=torch.zeros(599, 12)),
+            VALIDATION,
+            4,
+            r"^train\['middle'\]: expected floats .*\(600, 12\)",
+        ),
+        (broken(TRAIN, early=torch.zeros(600, 6).long()), VALIDATION, 4, r"^train\['early'\]: expected floats .*int64"),
+        (broken(TRAIN, early=NAN), VALIDATION, 4, r"^train\['early'\]: expected finite features, got NaN"),
+        ((TRAIN[0], TRAIN[1][1:]), VALIDATION, 4, r"^train_labels: expected integers of shape \(600,\).*\(599,\)"),
+        ((TRAIN[0], TRAIN[1].float()), VALIDATION, 4, r"^train_labels: expected integers"),
+        (TRAIN, (VALIDATION[0], VALIDATION[1] - 1), 4, r"^validation_labels: expected 0 to 3, got -1 to 2"),
+        (TRAIN, VALIDATION, 3, r"^train_labels: expected 0 to 2, got 0 to 3"),
+        (TRAIN, VALIDATION, 1, r"^classes: expected at least 2, got 1"),
+        ((TRAIN[0], torch.zeros(600).long()), VALIDATION, 4, r"^train_labels: expected at least 2 different classes"),
+    ],
+)
+def test_linear_probe_refuses(train, validation, classes, message):
+    with pytest.raises(ValueError, match=message):
+        probes.linear_probe(*train, *validation, *TEST, classes=classes)
+
+
+@pytest.mark.parametrize("penalties", [[], [0.1, 0.0], [-1.0]])
+def test_linear_probe_refuses_penalties_that_are_not_positive(penalties):
+    with pytest.raises(ValueError, match="^penalties: expected positive numbers"):
+        probes.linear_probe(*TRAIN, *VALIDATION, *TEST, classes=CLASSES, penalties=penalties)
+
+
+def test_the_other_probes_refuse():
+    with pytest.raises(ValueError, match="^k: expected 1 to 600 .*, got 601"):
+        probes.knn(*TRAIN, *TEST, classes=CLASSES, k=601)
+    with pytest.raises(ValueError, match="^test: expected train's layers"):
+        probes.knn(*TRAIN, {"other": TEST[0]["early"]}, TEST[1], classes=CLASSES)
+    with pytest.raises(ValueError, match="^view_b: expected views of view_a's 600 images, got 500"):
+        probes.retrieval(TRAIN[0], TEST[0])
+    train, test = views(64, 0), views(32, 1)
+    with pytest.raises(ValueError, match=r"^batch: expected 2 to 32 .*, got 33"):
+        probes.fitted_nt_xent(*train, *test, batch=33)
+    with pytest.raises(ValueError, match=r"^train_b: expected views of train_a's 64 images, got 32"):
+        probes.fitted_nt_xent(train[0], test[1], *test, batch=8)
+
+
+def test_factor_probe_refuses():
+    (x, table), (x_test, table_test) = factors(50, 0), factors(40, 1)
+    for change, message in [
+        (lambda t: t[1:], r"^test_factors: expected one row for each of 40 images, got 39"),
+        (lambda t: t.drop(columns="size"), r"^test_factors: expected train_factors' columns"),
+        (lambda t: t.assign(size=np.nan), r"^factors\['size'\]: expected a value for each image"),
+        (lambda t: t.assign(size=1.0), r"^factors\['size'\]: expected at least 2 values"),
+        (lambda t: t.assign(word=["up", "sideways"] * 20), r"^factors\['word'\]: expected test values among"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            probes.factor_probe(x, table, x_test, change(table_test))
+    with pytest.raises(ValueError, match=r"^train_factors: expected .* circular \['colour'\]"):
+        probes.factor_probe(x, table, x_test, table_test, circular={"colour": 1.0})

@@ -1,0 +1,170 @@
+"""The files that have to agree with one another do."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+from nbconvert import HTMLExporter
+
+from repsim import figures, publish, robustness
+from repsim.render import MIME
+from repsim.study import profile
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def test_environment_yml_takes_its_packages_from_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *conda, pip = environment["dependencies"]
+    assert environment["channels"] == ["conda-forge"] and environment["name"] == "repsim"
+    assert f"python{PROJECT['requires-python']}" in conda and "pip" in conda
+    (line,) = pip["pip"]
+    extras = re.fullmatch(r"-e \.\[(.*)\]", line).group(1).split(",")
+    assert set(extras) <= set(PROJECT["optional-dependencies"])
+
+
+def test_the_readme_opens_with_the_two_lines_and_ci_runs_the_second():
+    readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
+    blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", readme, re.S)
+    install_and_run, install_and_test = blocks[0].strip().splitlines()
+    assert install_and_run == "pip install -e . && python run_all.py"
+    assert install_and_test == 'pip install -e ".[test]" && pytest --nbval'
+    assert 'pip install -e ".[test]" && pytest --nbval' in ci
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_notebook_is_executed_in_order_whole_and_small(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert path.stat().st_size < 1_500_000
+    ignored = [cell for cell in code if any("ignore" in tag for tag in cell.metadata.get("tags", []))]
+    assert len(ignored) <= 1, "outputs that are not compared cannot be trusted"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_notebook_holds_the_cells_of_its_script(path):
+    def cells(notebook):
+        return [(c.cell_type, c.source, sorted(c.metadata.get("tags", []))) for c in notebook.cells]
+
+    assert cells(nbformat.read(path, as_version=4)) == cells(jupytext.read(path.with_suffix(".py")))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_as_plain_html_shows_every_figure(path):
+    """What `jupyter nbconvert --to html` makes, which has neither a kernel nor a network."""
+    notebook = nbformat.read(path, as_version=4)
+    outputs = [o.data for c in notebook.cells if c.cell_type == "code" for o in c.outputs if "data" in o]
+    assert all("image/png" in data for data in outputs if MIME in data), "no figure without a picture"
+    expected = [data["image/png"].replace("\n", "") for data in outputs if "image/png" in data]
+    page = BeautifulSoup(HTMLExporter().from_notebook_node(notebook)[0], "html.parser")
+    shown = [image["src"].partition("base64,")[2].replace("\n", "") for image in page.select(".jp-OutputArea img")]
+    assert shown == expected and len(shown) > 0
+    assert "Chart(" not in page.text and "VBox(" not in page.text
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_links_between_notebooks_lead_somewhere(path):
+    text = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown")
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        assert target.startswith("https://") or (path.parent / target).exists(), target
+
+
+def test_the_numerical_core_needs_no_notebook_packages():
+    script = """
+import sys
+for name in ("altair", "vl_convert", "IPython", "ipywidgets", "papermill", "nbconvert", "nbformat", "doit", "jupytext"):
+    sys.modules[name] = None
+import repsim.study, repsim.measures, repsim.probes, repsim.cka, repsim.train, repsim.claims
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+def test_imports_go_one_way():
+    imports = {
+        path.stem: set(re.findall(r"^(?:from repsim\.|    from repsim\.)(\w+)", path.read_text(), re.M))
+        | {
+            n.strip()
+            for line in re.findall(r"^from repsim import (.+)$", path.read_text(), re.M)
+            for n in line.split(",")
+        }
+        for path in (ROOT / "repsim").glob("*.py")
+    }
+    seen: dict[str, bool] = {}
+
+    def visit(name, trail):
+        assert name not in trail, f"a circle: {' -> '.join([*trail, name])}"
+        if name not in seen:
+            for other in imports.get(name, set()) & imports.keys():
+                visit(other, (*trail, name))
+            seen[name] = True
+
+    for name in imports:
+        visit(name, ())
+
+
+def test_a_changed_number_in_a_stored_output_is_noticed(tmp_path):
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    output = nbformat.v4.new_output("stream", name="stdout", text="3.1\n")
+    notebook.cells = [nbformat.v4.new_code_cell("print(3.1)", execution_count=1, outputs=[output])]
+    (tmp_path / "conftest.py").write_text((ROOT / "conftest.py").read_text())
+
+    def run():
+        nbformat.write(notebook, tmp_path / "n.ipynb")
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "--nbval",
+            "--nbval-current-env",
+            "-p",
+            "no:cacheprovider",
+            "n.ipynb",
+        ]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True).returncode
+
+    assert run() == 0
+    notebook.cells[0].outputs[0].text = "3.2\n"
+    assert run() == 1
+
+
+def test_the_readme_states_the_published_verdicts_and_card():
+    claims = json.loads((publish.PUBLISHED / "claims.json").read_text())
+    readme = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| (C\d) \| (.*?) \| (.*?) \|", readme, re.M)
+    assert rows == [(c["id"], c["statement"], c["verdict"]) for c in claims]
+    assert figures.card_table(robustness.kept_card(publish.PUBLISHED, claims)).data in readme
+    assert publish.publication(publish.PUBLISHED)["basis"].split(",")[0] in readme
+
+
+def test_the_readme_states_what_became_of_the_predictions():
+    rows = json.loads((ROOT / "results" / "cifar10-beyond" / "predictions.json").read_text())
+    stated = re.findall(r"^\| (\d\.\d+) \| (.*?) \| (.*?) \|", (ROOT / "README.md").read_text(), re.M)
+    assert len(rows) > 20 and stated == [(r["id"], r["statement"], r["outcome"]) for r in rows]
+
+
+@pytest.mark.parametrize("published", sorted(path for path in (ROOT / "results").iterdir() if path.is_dir()))
+def test_published_artefacts_are_whole_small_and_of_a_profile(published):
+    kept = publish.check(published)
+    files = [path for path in published.rglob("*") if path.is_file()]
+    assert {str(p.relative_to(published)) for p in files} == {*kept["checksums"], "provenance.json"}
+    assert sum(path.stat().st_size for path in files) < 10e6
+    parameters = profile(published.name)
+    assert {name: kept["parameters"][name] for name in parameters if name != "data"} == {
+        name: value for name, value in parameters.items() if name != "data"
+    }

@@ -1,0 +1,265 @@
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+run_all = __import__("run_all")
+
+PARAMETERS = "\n".join(
+    f"{name} = None" for name in ("data", "train_images", "test_images", "image_size", "architecture", "width",
+                                  "epochs_sl", "epochs_simclr", "batch_size", "seeds", "controls", "recipe", "device", "out",
+                                  "artefacts")
+)  # fmt: skip
+CLAIM = """
+import json, pathlib
+folder = pathlib.Path(out) / "claims"
+folder.mkdir(parents=True, exist_ok=True)
+claim = {"id": "%s", "statement": "s", "basis": "b", "verdict": "undecided", "parts": []}
+(folder / "%s.json").write_text(json.dumps(claim))
+"""
+
+
+def notebook(folder, name, code, extra=""):
+    new = nbformat.v4.new_notebook(
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}
+    )
+    first = nbformat.v4.new_code_cell(PARAMETERS + extra, metadata={"tags": ["parameters"]})
+    new.cells = [nbformat.v4.new_markdown_cell(f"# {name}"), first, nbformat.v4.new_code_cell(code)]
+    nbformat.write(new, folder / f"{name}.ipynb")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """Notebooks that only leave a trace: train <- a <- c, train <- b; and a further chapter, train <- d."""
+    notebooks = tmp_path / "notebooks"
+    notebooks.mkdir()
+    trace = f"open({str(tmp_path / 'trace')!r}, 'a').write(%r + '\\n')\n"
+    notebook(notebooks, "01_training", trace % "train", '\nnetwork = ""')
+    notebook(notebooks, "a", trace % "a" + CLAIM % ("C1", "C1"))
+    notebook(notebooks, "b", trace % "b" + CLAIM % ("C2", "C2"))
+    notebook(notebooks, "c", trace % "c")
+    leave = "import pathlib\n(pathlib.Path(out) / 'predictions').mkdir(exist_ok=True)\n"
+    notebook(notebooks, "d", trace % "d" + leave + "(pathlib.Path(out) / 'predictions/d.json').write_text('[1]')")
+    monkeypatch.setattr(run_all, "FURTHER", {"d": (["01_training"], ["predictions/d.json"])})
+    monkeypatch.setattr(run_all, "NOTEBOOKS", notebooks)
+    monkeypatch.setattr(
+        run_all,
+        "CHAPTERS",
+        {"a": (["01_training"], ["claims/C1.json"]), "b": (["01_training"], ["claims/C2.json"]), "c": (["a"], [])},
+    )
+    profile = tmp_path / "p.yaml"
+    profile.write_text("seeds: 1\nwidth: 8\n")
+
+    def run(*options):
+        (tmp_path / "trace").write_text("")
+        code = run_all.main(["--profile", str(profile), "--out", str(tmp_path / "out"), *options])
+        return code, sorted((tmp_path / "trace").read_text().split())
+
+    run.folder, run.notebooks, run.out = tmp_path, notebooks, tmp_path / "out"
+    return run
+
+
+def test_runs_once_and_then_only_what_changed(project):
+    assert project() == (0, ["a", "b", "c", "train", "train"])
+    assert [c["id"] for c in json.loads((project.out / "claims.json").read_text())] == ["C1", "C2"]
+    assert (project.out / "index.html").exists()
+    assert project() == (0, [])
+    (project.out / "claims" / "C2.json").write_text("{")  # a verdict is damaged
+    assert project() == (0, ["b"])
+    source = project.notebooks / "a.ipynb"
+    source.write_text(source.read_text().replace("'a' + ", "'a' + '' + "))
+    assert project() == (0, ["a", "c"])
+    assert project("-p", "width", "4")[1] == ["a", "b", "c", "train", "train"]
+    assert project("--force", "--only", "b", "-p", "width", "4")[1] == ["b", "train", "train"]
+
+
+def test_what_is_damaged_or_gone_is_made_again(project):
+    project()
+    whole = {path: path.read_bytes() for path in project.out.rglob("*") if path.is_file()}
+
+    def changed(name):
+        return whole[project.out / name].replace(b"undecided", b"undecideD").replace(b"# a", b"# A")
+
+    damages = [
+        ("claims/C2.json", changed("claims/C2.json"), ["b"]),  # still a claim
+        ("notebooks/a.ipynb", changed("notebooks/a.ipynb"), ["a"]),  # still a notebook
+        *(
+            (name, damage, [])
+            for name in ("claims.json", "index.html")
+            for damage in (whole[project.out / name][:-9], None)
+        ),
+    ]
+    for name, damaged, again in damages:
+        path = project.out / name
+        path.write_bytes(damaged) if damaged is not None else path.unlink()
+        assert project() == (0, again), name
+        assert again == ["a"] or path.read_bytes() == whole[path], name  # an executed notebook holds times
+
+
+@pytest.fixture(params=["in order", "two at a time", "submitit", "slurm"])
+def engine(request, monkeypatch):
+    """The options of every way to execute notebooks. "submitit" is its executor of local processes in place of SLURM's."""
+    if request.param in ("in order", "two at a time"):
+        return ["--jobs", "1" if request.param == "in order" else "2"]
+    submitit = pytest.importorskip("submitit", reason='no submitit here: pip install -e ".[cluster]"')
+    if request.param == "submitit":
+        monkeypatch.setenv("PYTHONPATH", str(ROOT))
+        monkeypatch.setattr("repsim.cluster.slurm", lambda folder, *_, **__: submitit.LocalExecutor(folder / "%j"))
+    elif not shutil.which("sinfo") or subprocess.run(["sinfo"], capture_output=True).returncode != 0:
+        pytest.skip("no SLURM here: tests/slurm/start.sh sets one up")
+    return ["--engine", "slurm"]
+
+
+def test_a_failure_stops_what_depends_on_it_and_nothing_else(project, engine, capfd):
+    good = (project.notebooks / "a.ipynb").read_text()
+    notebook(project.notebooks, "a", "x = 1\nraise RuntimeError('no more disk')")
+    code, ran = project(*engine)
+    assert code != 0 and ran == ["b", "train", "train"]
+    assert "no more disk" in capfd.readouterr().err
+    kept = json.loads((project.out / "notebooks" / "a.ipynb").read_text())
+    assert any(o["output_type"] == "error" for c in kept["cells"] for o in c.get("outputs", []))
+    (project.notebooks / "a.ipynb").write_text(good)
+    assert project(*engine) == (0, ["a", "c"])
+    out = capfd.readouterr().out
+    assert re.search(r"^c +done", out, re.M) and "2 to run, 3 up to date" in out
+
+
+def test_the_report_opens_with_a_summary_and_the_card_of_these_verdicts(project):
+    card = [
+        {
+            "claim": "C1",
+            "attack": "noise",
+            "before": "undecided",
+            "after": "supported",
+            "outcome": "decided",
+            "because": "x",
+        }
+    ]
+    notebook(
+        project.notebooks,
+        "c",
+        f"import json, pathlib\n(pathlib.Path(out) / 'card.json').write_text({json.dumps(card)!r})",
+    )
+    project()
+    page = (project.out / "index.html").read_text()
+    assert "Of 2 claims: 2 undecided." in page and "Of 1 verdicts under attack: 1 decided." in page
+    (project.out / "card.json").write_text(json.dumps([{**card[0], "before": "supported"}]))  # of an earlier run
+    project("--force", "--only", "b")
+    assert "verdicts under attack" not in (project.out / "index.html").read_text()
+
+
+def test_list_says_what_would_run_and_runs_nothing(project, capfd):
+    assert project("--list") == (0, [])
+    listed = dict(line.split(maxsplit=1) for line in capfd.readouterr().out.splitlines())
+    assert listed == dict.fromkeys(["01_training-sl-0", "01_training-simclr-0", "a", "b", "c"], "to run") | {
+        "d": "with --all"
+    }
+    project("--only", "a")
+    project("--list")
+    listed = dict(
+        line.split(maxsplit=1) for line in capfd.readouterr().out.splitlines() if "to run" in line or "date" in line
+    )
+    assert listed["a"] == "up to date" and listed["b"] == "to run"
+
+
+def test_further_chapters_run_when_asked_for_and_stay_in_the_report(project, capfd):
+    assert project() == (0, ["a", "b", "c", "train", "train"])
+    assert json.loads((project.out / "predictions.json").read_text()) == []
+    assert project("--all") == (0, ["d"]) and project("--all") == (0, [])
+    assert json.loads((project.out / "predictions.json").read_text()) == [1]
+    assert project() == (0, []) and 'id="d"' in (project.out / "index.html").read_text()
+    (project.out / "predictions" / "d.json").unlink()
+    assert project("--only", "d") == (0, ["d"])
+    capfd.readouterr()
+    project("--list", "--all")
+    assert re.search(r"^d +up to date", capfd.readouterr().out, re.M)
+
+
+def test_the_further_chapters_are_there():
+    plan = [job.name for job in run_all.jobs({"seeds": 1})]
+    assert [name for name in plan if not name.startswith("01")] == list(run_all.CHAPTERS)
+    more = [job for job in run_all.jobs({"seeds": 1}, further=True) if job.name in run_all.FURTHER]
+    assert all(job.source.exists() and job.needs == ("01_training-sl-0", "01_training-simclr-0") for job in more)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--profile", "nowhere"], "profile: no file"),
+        (["-p", "speed", "3"], "unknown speed"),
+        (["-p", "width", "wide"], "width: expected int, got 'wide'"),
+        (["-p", "width", "["], "while parsing"),
+        (["-p", "recipe", "{simclr: {temperature: 0}}"], "temperature"),
+        (["--only", "99_nothing"], "--only: .*99_nothing"),
+        (["--jobs", "0"], "--jobs"),
+        (["--threads", "-1"], "--threads"),
+        (["--engine", "cloud"], "--engine: invalid choice: 'cloud'"),
+        (["--gpus", "1"], "--gpus 1: only with --engine slurm"),
+        (["--engine", "slurm", "--time", "0"], "--time"),
+    ],
+)
+def test_unusable_requests_are_refused_before_anything_runs(options, message, project, capfd):
+    with pytest.raises(SystemExit) as stop:
+        project(*options)
+    assert stop.value.code == 2 and not project.out.exists()
+    assert re.search(message, capfd.readouterr().err)
+
+
+def test_slurm_is_refused_where_it_cannot_be(project, capfd, monkeypatch):
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "submitit", None)
+        without.delitem(sys.modules, "repsim.cluster", raising=False)
+        without.delattr("repsim.cluster", raising=False)
+        with pytest.raises(SystemExit):
+            project("--engine", "slurm")
+    assert 'pip install -e ".[cluster]"' in capfd.readouterr().err
+    pytest.importorskip("submitit", reason='no submitit here: pip install -e ".[cluster]"')
+    monkeypatch.setenv("PATH", str(project.folder))
+    with pytest.raises(SystemExit):
+        project("--engine", "slurm")
+    assert "no sbatch here" in capfd.readouterr().err and not project.out.exists()
+
+
+def test_a_parameter_that_a_notebook_lacks_is_refused(project, capfd):
+    source = project.notebooks / "b.ipynb"
+    source.write_text(source.read_text().replace("width = None", "w = None"))
+    with pytest.raises(SystemExit):
+        project()
+    assert "b.ipynb: does not take width" in capfd.readouterr().err
+
+
+def test_the_real_notebooks_run_with_plain_papermill_and_a_profile_file(tmp_path):
+    """The smallest possible study through the notebook that needs least."""
+    micro = (
+        "data: shapes\ntrain_images: 64\ntest_images: 64\nwidth: 4\nepochs_sl: 1\nepochs_simclr: 1\nbatch_size: 32\n"
+    )
+    (tmp_path / "micro.yaml").write_text(
+        micro + f"out: {tmp_path / 'runs' / 'micro'}\nrecipe: {{learning_rate: 0.5}}\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        "01_training.ipynb",
+        str(tmp_path / "done.ipynb"),
+        "-f",
+        str(tmp_path / "micro.yaml"),
+    ]
+    environment = os.environ | {"TQDM_DISABLE": "1"}
+    done = subprocess.run(
+        [*command, "-p", "network", "sl-0", "-k", "python3"],
+        cwd=ROOT / "notebooks",
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert list((tmp_path / "runs" / "micro" / "networks").glob("sl-0-*.safetensors"))
