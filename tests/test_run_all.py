@@ -36,6 +36,13 @@ def notebook(folder, name, code, extra=""):
     nbformat.write(new, folder / f"{name}.ipynb")
 
 
+@pytest.fixture(autouse=True)
+def environment_is_put_back(monkeypatch):
+    """`run_all.main` says in this process's environment how many threads a kernel has; later tests start processes too."""
+    for name, value in run_all.environment(1).items():
+        monkeypatch.setenv(name, value)
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """Notebooks that only leave a trace: train <- a <- c, train <- b; and a further chapter, train <- d."""
