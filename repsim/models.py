@@ -73,6 +73,20 @@ def projection_head(features: int, hidden: int, outputs: int) -> nn.Sequential:
     )
 
 
+def check(architecture: str, *, width: int, stem: str, head: str, outputs: int, hidden: int | None) -> None:
+    """ValueError: an unknown architecture, stem or head, or a width, outputs or hidden that is not positive."""
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture: expected one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
+    if stem not in STEMS:
+        raise ValueError(f"stem: expected one of {', '.join(STEMS)}, got {stem!r}")
+    if head not in HEADS:
+        raise ValueError(f"head: expected one of {', '.join(HEADS)}, got {head!r}")
+    if width < 4 or width % 4:
+        raise ValueError(f"width: expected a positive multiple of 4, got {width}")
+    if outputs < 1 or (hidden is not None and hidden < 1):
+        raise ValueError(f"outputs, hidden: expected positive numbers, got {outputs} and {hidden}")
+
+
 def build(
     architecture: str = "resnet18",
     *,
@@ -94,18 +108,9 @@ def build(
         seed: of the initial weights. Backbones with one seed are equal whatever their heads.
 
     Raises:
-        ValueError: an unknown architecture, stem or head, or a width, outputs or hidden that is not positive.
+        ValueError: as `check`.
     """
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"architecture: expected one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
-    if stem not in STEMS:
-        raise ValueError(f"stem: expected one of {', '.join(STEMS)}, got {stem!r}")
-    if head not in HEADS:
-        raise ValueError(f"head: expected one of {', '.join(HEADS)}, got {head!r}")
-    if width < 4 or width % 4:
-        raise ValueError(f"width: expected a positive multiple of 4, got {width}")
-    if outputs < 1 or (hidden is not None and hidden < 1):
-        raise ValueError(f"outputs, hidden: expected positive numbers, got {outputs} and {hidden}")
+    check(architecture, width=width, stem=stem, head=head, outputs=outputs, hidden=hidden)
     block, layers = ARCHITECTURES[architecture]
     features = 8 * width * block.expansion
     # Module constructors draw from the global generator: fork it, so that neither side disturbs the other.

@@ -77,7 +77,7 @@ class Settings:
                 "momentum, weight_decay, warmup: expected 0 <= momentum < 1, weight_decay >= 0, 0 <= warmup < 1, "
                 f"got {self.momentum}, {self.weight_decay}, {self.warmup}"
             )
-        self.build(classes=2, device="meta")  # the architecture's own checks
+        models.check(self.architecture, **self._built(classes=2))
 
     @property
     def name(self) -> str:
@@ -91,20 +91,15 @@ class Settings:
         """The fields that are not at their defaults: a field added later leaves the keys of older networks as they are."""
         return {f.name: v for f in dataclasses.fields(self) if (v := getattr(self, f.name)) != f.default}
 
-    def build(self, classes: int, device: torch.device | str = "cpu") -> models.ResNet:
-        """The network before training."""
+    def _built(self, classes: int) -> dict[str, Any]:
         head, turned = OBJECTIVES[self.objective].head, OBJECTIVES[self.objective].turned
         outputs = self.projection if head == "projection" else 4 if turned else classes
+        return {"width": self.width, "stem": self.stem, "head": head, "outputs": outputs, "hidden": self.hidden}
+
+    def build(self, classes: int, device: torch.device | str = "cpu") -> models.ResNet:
+        """The network before training."""
         with torch.device(device if str(device) == "meta" else "cpu"):
-            model = models.build(
-                self.architecture,
-                width=self.width,
-                stem=self.stem,
-                head=head,
-                outputs=outputs,
-                hidden=self.hidden,
-                seed=self.seed,
-            )
+            model = models.build(self.architecture, seed=self.seed, **self._built(classes))
         return model if str(device) == "meta" else model.to(device, memory_format=torch.channels_last)
 
 
