@@ -256,10 +256,11 @@ def collect(out: Path, planned: list[Job]) -> None:
     card = robustness.kept_card(out, verdicts)
     verdicts = robustness.with_card(verdicts, card)
     store.write(out / "claims.json", json.dumps(verdicts, indent=1, allow_nan=False) + "\n")
-    store.write(out / "predictions.json", json.dumps(predictions.kept(out), indent=1, allow_nan=False) + "\n")
+    predicted = predictions.kept(out)
+    store.write(out / "predictions.json", json.dumps(predicted, indent=1, allow_nan=False) + "\n")
     further = [job for job in jobs(planned[-1].parameters, further=True) if job.output(out).exists()]
     order = sorted({job.name: job for job in (*further, *planned)}.values(), key=lambda job: job.name)
-    summary = report.summarise(verdicts, card)
+    summary = report.summarise(verdicts, card, predicted)
     report.write([job.output(out) for job in order], out / "index.html", claims=verdicts, card=card, summary=summary)
 
 

@@ -45,7 +45,7 @@ POSITION, COLOUR = ("x", "y"), ("foreground_hue", "background_hue")  # factors o
 EXPECTED: Mapping[str, tuple[str, str]] = {
     "6.1": (
         "the pool parts most between SupCon and NSCL",
-        "there labels stop to draw images of a class together; before and after it only how they do so, or whether they "
+        "there labels stop drawing images of a class together; before and after it only how they do so, or whether they "
         "push apart, changes",
     ),
     "6.2": (

@@ -25,6 +25,7 @@ from traitlets.config import Config
 
 from repsim import store
 from repsim.figures import MARKS, OUTCOMES
+from repsim.predictions import OUTCOMES as PREDICTED
 from repsim.render import MIME
 
 TITLE = "Do self-supervised and supervised methods learn similar visual representations?"
@@ -205,26 +206,36 @@ def _markdown(kept: dict[str, str]) -> Callable[[str], str]:
     return lambda text: _restore(markdown2html(Offline(kept).maths(text)), kept)
 
 
-def summarise(claims: Sequence[Mapping[str, Any]], card: Sequence[Mapping[str, str]] = ()) -> str:
-    """How many claims the run bears out, what it rests on, and what the attacks do to them, as Markdown; "" without claims.
+def summarise(
+    claims: Sequence[Mapping[str, Any]],
+    card: Sequence[Mapping[str, str]] = (),
+    predictions: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """How many claims the run bears out, what it rests on, what the attacks do to them, and what became of the predictions,
+    as Markdown; "" without claims.
 
-    `claims` and `card` as for `write`.
+    `claims` and `card` as for `write`; `predictions` as in predictions.json, each with its outcome.
     """
     if not claims:
         return ""
-    verdicts = [claim["verdict"] for claim in claims]
-    counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in MARKS if verdict in verdicts)
+
+    def counted(rows: Sequence[Mapping[str, Any]], column: str, order: Iterable[str]) -> str:
+        found = [row[column] for row in rows]
+        return ", ".join(f"{found.count(word)} {word}" for word in order if word in found)
+
     text = (
-        f"**Of {len(claims)} claims: {counts}.** This run: {claims[0]['basis']}. Each verdict is computed from intervals"
-        " over test images, by rules that were fixed beforehand; open a claim to see its numbers."
+        f"**Of {len(claims)} claims: {counted(claims, 'verdict', MARKS)}.** This run: {claims[0]['basis']}."
+        " Each verdict is computed from intervals over test images, by rules that were fixed beforehand; open a claim to see"
+        " its numbers."
     )
     if card:
-        outcomes, attacks = [row["outcome"] for row in card], {row["attack"] for row in card}
-        counts = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in OUTCOMES if outcome in outcomes)
         text += (
-            f" Then the claims were judged on other evidence, under {len(attacks)} attacks. Of {len(card)} verdicts under"
-            f" attack: {counts}."
+            f" Then the claims were judged on other evidence, under {len({row['attack'] for row in card})} attacks. Of"
+            f" {len(card)} verdicts under attack: {counted(card, 'outcome', OUTCOMES)}."
         )
+    if predictions:
+        counts = counted(predictions, "outcome", PREDICTED.values())
+        text += f" Of {len(predictions)} predictions of the further chapters: {counts}."
     return text
 
 

@@ -277,6 +277,10 @@ def test_the_summary_counts_verdicts_and_outcomes():
     text = report.summarise([CLAIM.to_dict(), {**CLAIM.to_dict(), "verdict": "supported"}], CARD)
     assert "**Of 2 claims: 1 supported, 1 undecided.** This run: 256 test images." in text
     assert "under 2 attacks. Of 3 verdicts under attack: 1 held, 1 decided, 1 overturned." in text
+    assert text.endswith("1 overturned.")
+    predictions = [{"outcome": outcome} for outcome in ("open", "confirmed", "open")]
+    text = report.summarise([CLAIM.to_dict()], predictions=predictions)
+    assert text.endswith("Of 3 predictions of the further chapters: 1 confirmed, 2 open.")
     assert "attack" not in report.summarise([CLAIM.to_dict()]) and report.summarise([]) == ""
 
 

@@ -53,8 +53,8 @@ def project(tmp_path, monkeypatch):
     notebook(notebooks, "a", trace % "a" + CLAIM % ("C1", "C1"))
     notebook(notebooks, "b", trace % "b" + CLAIM % ("C2", "C2"))
     notebook(notebooks, "c", trace % "c")
-    leave = "import pathlib\n(pathlib.Path(out) / 'predictions').mkdir(exist_ok=True)\n"
-    notebook(notebooks, "d", trace % "d" + leave + "(pathlib.Path(out) / 'predictions/d.json').write_text('[1]')")
+    leave = "import pathlib\nfile = pathlib.Path(out) / 'predictions' / 'd.json'\nfile.parent.mkdir(exist_ok=True)\n"
+    notebook(notebooks, "d", trace % "d" + leave + """file.write_text('[{"outcome": "open"}]')""")
     monkeypatch.setattr(run_all, "FURTHER", {"d": (["01_training"], ["predictions/d.json"])})
     monkeypatch.setattr(run_all, "NOTEBOOKS", notebooks)
     monkeypatch.setattr(
@@ -181,7 +181,8 @@ def test_further_chapters_run_when_asked_for_and_stay_in_the_report(project, cap
     assert project() == (0, ["a", "b", "c", "train", "train"])
     assert json.loads((project.out / "predictions.json").read_text()) == []
     assert project("--all") == (0, ["d"]) and project("--all") == (0, [])
-    assert json.loads((project.out / "predictions.json").read_text()) == [1]
+    assert json.loads((project.out / "predictions.json").read_text()) == [{"outcome": "open"}]
+    assert "Of 1 predictions of the further chapters: 1 open." in (project.out / "index.html").read_text()
     assert project() == (0, []) and 'id="d"' in (project.out / "index.html").read_text()
     (project.out / "predictions" / "d.json").unlink()
     assert project("--only", "d") == (0, ["d"])
