@@ -339,7 +339,7 @@ def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
         parameters = study.parameters(options.profile, options.set)
         out = options.out or ROOT / "runs" / Path(options.profile).stem
         options.out = out.expanduser().resolve()
-        parameters |= {"out": str(options.out)}
+        parameters = {"artefacts": None} | parameters | {"out": str(options.out)}
         if options.artefacts:
             parameters = drawn_from(options.artefacts.expanduser().resolve(), parameters)
         if is_folder(parameters.get("data")):

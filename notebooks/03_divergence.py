@@ -17,13 +17,13 @@
 
 # %% tags=["parameters"]
 data = "shapes"  # str: "shapes" (embedded), a torchvision set such as "cifar10", or a folder with train/ and test/
-train_images = 1500  # int: images trained on; None for all
-test_images = 768  # int: images compared and tested on; None for all
+train_images = 1024  # int: images trained on; None for all
+test_images = 512  # int: images compared and tested on; None for all
 image_size = None  # int: pixels a side that images are resized to; None leaves them as they are
 architecture = "resnet18"  # str: resnet18, resnet34 or resnet50
 width = 8  # int: channels of the first stage; 64 is the standard network
-epochs_sl = 8  # int: epochs of supervised training
-epochs_simclr = 16  # int: epochs of SimCLR
+epochs_sl = 5  # int: epochs of supervised training
+epochs_simclr = 8  # int: epochs of SimCLR
 batch_size = 128  # int: images in a training batch
 seeds = 2  # int: networks per objective
 controls = ["sl_simclr_views", "random_labels"]  # list: further objectives to train; 05 needs these two
