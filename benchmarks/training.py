@@ -4,8 +4,8 @@
     python benchmarks/training.py                                           # ResNet-18 of width 16
     python benchmarks/training.py --architecture resnet50 --width 64 --batch 512 --steps 50       # for a GPU
 
-All train copies of one network on batches of one size, with one optimiser, precision and memory format, in one run, taking
-turns; what differs is where a batch comes from:
+All train copies of one network on batches of one size, with one optimiser and precision, in one run, taking turns. All but
+the last have one memory format, channels_last, and what differs is where a batch comes from:
 
     ceiling        ready-made random tensors: nothing but the step
     repsim         uint8 images on the device, views of the whole batch made there (repsim.augment)
@@ -13,6 +13,7 @@ turns; what differs is where a batch comes from:
     torchvision    a DataLoader whose workers apply torchvision.transforms.v2 to PIL images one by one
     tv tensors     the same on uint8 tensors, as torchvision's documentation has it
     lightly        a DataLoader with lightly's SimCLRTransform, and lightly's NTXentLoss
+    usual          as torchvision, network and batches in the memory format that PyTorch has if none is asked for
 
 Medians over rounds; a share is the median over rounds of the ratio within a round. A turn is a whole epoch of `--steps`
 batches, so that no worker of a DataLoader is busy in another's turn.
@@ -72,7 +73,9 @@ def batches(images: data.ImageSet, objective: str, args: argparse.Namespace) -> 
 
     pictures = [F.to_pil_image(image) for image in images.images]
 
-    def loaded(transform: Callable, pictures: list = pictures) -> Batches:
+    def loaded(
+        transform: Callable, pictures: list = pictures, layout: torch.memory_format = torch.channels_last
+    ) -> Batches:
         loader = DataLoader(
             Pictures(pictures, images.labels, transform),
             batch_size=args.batch,
@@ -86,7 +89,7 @@ def batches(images: data.ImageSet, objective: str, args: argparse.Namespace) -> 
         def epoch() -> Iterator[tuple[Tensor, Tensor]]:
             for made, labels in loader:
                 x = torch.cat([m.to(args.device, non_blocking=True) for m in made])
-                yield x.contiguous(memory_format=torch.channels_last), labels.to(args.device, non_blocking=True)
+                yield x.contiguous(memory_format=layout), labels.to(args.device, non_blocking=True)
 
         return epoch
 
@@ -126,6 +129,7 @@ def batches(images: data.ImageSet, objective: str, args: argparse.Namespace) -> 
         ways["lightly"] = loaded(
             SimCLRTransform(size, cj_strength=0.5, min_scale=0.2, gaussian_blur=0.0, normalize=SCALE)
         )
+    ways["usual"] = loaded(lambda image: [one(image) for _ in range(views)], layout=torch.contiguous_format)
     return ways
 
 
@@ -165,9 +169,11 @@ def measure(images: data.ImageSet, objective: str, args: argparse.Namespace, ste
     )
     ways, runs = batches(images, objective, args), {}
     for way, epoch in ways.items():
-        if not steps and way == "ceiling":
+        if not steps and way in ("ceiling", "usual"):
             continue
         model = settings.build(len(images.classes), args.device).train()
+        if way == "usual":
+            model = model.to(memory_format=torch.contiguous_format)
         optimizer = train._optimizer(model, settings, torch.device(args.device)) if steps else None
         runs[way] = (epoch, model, optimizer, loss_of(way, objective))
         turn(*runs[way])  # starts workers, tunes kernels

@@ -30,6 +30,9 @@
 # and equal where every image is a class of its own. Beside the ladder stand other families: BYOL, Barlow Twins and VICReg, which
 # have no negatives, and the prediction of rotations, which has no pairs.
 #
+# As it stands here this notebook draws the published run on CIFAR-10 from its tables. `artefacts = None` in the next cell trains the
+# networks that its settings ask for instead, a quarter of an hour on two cores if none is there yet.
+#
 # Previous: [05 Is it real?](05_is_it_real.ipynb) · Overview: [00](00_overview.ipynb)
 
 # %% tags=["parameters"]
@@ -47,14 +50,14 @@ controls = ["sl_simclr_views", "random_labels"]  # list: further objectives to t
 recipe = {}  # dict: other training settings, such as {"simclr": {"learning_rate": 0.2}}
 device = "auto"  # str: cpu, cuda, mps, or auto
 out = "../runs/tiny"  # str: where networks, tables and verdicts are kept
-artefacts = None  # str: a folder of published results to draw instead, such as "../results/cifar10-cpu"; None trains
+artefacts = "../results/cifar10-beyond"  # str: published results to draw, with their own settings for all above; None trains
 
 # %%
 import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from repsim import charts, figures, ladder, losses, predictions, render, rng
+from repsim import charts, figures, ladder, losses, predictions, publish, render, rng
 from repsim.study import Study
 
 render.use()
@@ -101,7 +104,7 @@ figures.markdown(pd.DataFrame(expected, columns=["", "prediction", "because"]))
 # ## The answer of this run
 
 # %%
-evidence, factors = ladder.evidence(study), study.factors(ladder.names(study))
+evidence = ladder.evidence(study)
 partings = ladder.partings(evidence)
 Markdown("Where the ladder parts most:\n\n" + "\n".join(f"- {parting}" for parting in partings))
 
@@ -117,7 +120,7 @@ if len(drops):
 # whose bar exceeds every other one of its colour by an interval, in each seed, is said to be where these layers part.
 
 # %%
-judged = predictions.keep(ladder.judge(evidence, factors), study.out, "06")
+judged = predictions.keep(ladder.judge(evidence, study.factors(ladder.names(study))), study.out, "06")
 figures.predictions(judged)
 
 # %% [markdown]
@@ -190,16 +193,18 @@ figures.path(
 # neither.
 #
 # ## What does each rung keep of the image?
+#
+# The factors that the embedded images were drawn with are known. Where a study's own images have none, those of the published run on
+# the embedded images are shown.
 
 # %%
-if factors is None:
-    display(Markdown("These images have no known factors; the embedded ones (`data: shapes`) do, and are asked which of them a rung keeps."))
-else:
-    kept = ["x", "y", "scale", "rotation", "foreground_hue", "background_hue"]
-    shown = [f"{objective}-0" for objective in (*ladder.RUNGS, "rotation", "untrained")]
-    table = factors[factors.network.isin(shown) & factors.factor.isin(kept) & ~factors.layer.str.startswith("head")]
-    table = pd.concat([table[table.factor == name] for name in kept])
-    display(figures.panels(table, "score", "factor", title="What a linear reader finds of each factor, R²"))
+embedded = publish.factored(study)
+factors = embedded.factors(ladder.names(embedded))
+kept = ["x", "y", "scale", "rotation", "foreground_hue", "background_hue"]
+shown = [f"{objective}-0" for objective in (*ladder.RUNGS, "rotation", "untrained")]
+table = factors[factors.network.isin(shown) & factors.factor.isin(kept) & ~factors.layer.str.startswith("head")]
+table = pd.concat([table[table.factor == name] for name in kept])
+display(Markdown(f"**Here:** {embedded.basis()}."), figures.panels(table, "score", "factor", title="What a linear reader finds of each factor, R²"))
 
 # %% [markdown]
 # *How to read it.* A panel is a factor that the images were drawn with, a line a rung. A line that falls towards the pool drops the

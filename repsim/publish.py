@@ -27,7 +27,9 @@ from repsim import __version__, attacks, auxiliary, distributed, ladder, moments
 from repsim.claims import Claim
 from repsim.study import PROFILES, Study, commit, parameters, publication
 
-PUBLISHED = Path(__file__).resolve().parent.parent / "results" / "cifar10-cpu"  # the largest run, shown beside others
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+PUBLISHED = RESULTS / "cifar10-cpu"  # the largest run, shown beside others
+EMBEDDED = RESULTS / "quick"  # the further chapters on images whose factors are known
 PLACES = ("data", "device", "out", "artefacts")  # fields of a study that say where, not what
 
 
@@ -142,6 +144,11 @@ def published(folder: str | Path = PUBLISHED) -> tuple[str, list[Claim]] | None:
         return None
     verdicts = json.loads((Path(folder) / "claims.json").read_text())
     return publication(folder)["basis"], [Claim.from_dict(claim) for claim in verdicts]
+
+
+def factored(study: Study) -> Study:
+    """The study itself where its images have known factors, else the published one of the embedded images."""
+    return study if study.summary.factors else Study(artefacts=str(EMBEDDED), out=study.out)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
