@@ -83,8 +83,11 @@ def readings(study: Study, name: str) -> None:
         study.contrastive([name])
 
 
-def publish(study: Study, folder: Path, seconds: Mapping[str, float]) -> Path:
-    """Copy what `make` left to `folder`, with provenance.json: settings, images, machine, versions, time, checksums."""
+def publish(study: Study, folder: Path, seconds: Mapping[str, float], core: bool = True) -> Path:
+    """Copy what `make` left to `folder`, with provenance.json: settings, images, machine, versions, time, checksums.
+
+    Verdicts of earlier runs in `study.out` go along only with the tables that they rest on: with `core`, as for `make`.
+    """
     folder, out = Path(folder), Path(study.out)
     shutil.rmtree(folder / "tables", ignore_errors=True)
     (folder / "tables").mkdir(parents=True)
@@ -92,7 +95,7 @@ def publish(study: Study, folder: Path, seconds: Mapping[str, float]) -> Path:
         shutil.copyfile(path, folder / "tables" / path.name)
     parts = sorted((folder / "tables").iterdir())
     verdicts = [json.loads(path.read_text()) for path in sorted((out / "claims").glob("*.json"))]
-    if verdicts:
+    if core and verdicts:
         verdicts = robustness.with_card(verdicts, robustness.kept_card(out, verdicts))
         store.write(folder / "claims.json", json.dumps(verdicts, indent=1, allow_nan=False) + "\n")
         shutil.copyfile(out / "card.json", folder / "card.json")
@@ -177,7 +180,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.command == "make":
         print(study.basis(), flush=True)
         parts = {"core": not options.further, "further": options.all or options.further}
-        print(publish(study, Path(out) / "published", make(study, lambda text: print(text, flush=True), **parts)))
+        seconds = make(study, lambda text: print(text, flush=True), **parts)
+        print(publish(study, Path(out) / "published", seconds, core=parts["core"]))
         return
     with distributed.started(study.torch_device):
         for name in options.network:

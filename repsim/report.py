@@ -192,6 +192,16 @@ def _offline(soup: BeautifulSoup, folder: Path, known: Mapping[str, set[str]]) -
     _wide(soup.find_all("img"))
 
 
+def _once(soup: BeautifulSoup, notebook: str, shown: dict[str, str]) -> None:
+    """A picture that an earlier notebook has as well, such as another execution of the same one, becomes a link to it."""
+    for image in soup.select("img[src]"):
+        first = shown.setdefault(image["src"], notebook)
+        if first != notebook:
+            link = soup.new_tag("a", href=f"#{first}")
+            link.string = f"The same picture as in {first}."
+            image.replace_with(link)
+
+
 def _wide(images: Iterable[Tag]) -> None:
     for image in images:
         image["loading"] = "lazy"
@@ -276,10 +286,12 @@ def write(
     parts = [(path, *_notebook(path, kept)) for path in paths if failures[path] is None]
     entries = [entry for *_, entry in parts]
     known = {path.stem: set() for path in paths} | {e["id"]: {s["id"] for s in e["sections"]} for e in entries}
+    shown: dict[str, str] = {}  # pictures, and the notebook that has each first
     for path, soup, entry in parts:
         if entry["title"] == html.escape(title):  # which the page has on top
             soup.find("h2").string = entry["title"] = "Overview"
         _offline(soup, path.parent, known)
+        _once(soup, entry["id"], shown)
         entry["body"] = _restore(str(soup), kept)
         entry["title"], same = _restore(entry["title"], kept), [e for e in entries if e["title"] == entry["title"]]
         entry["note"] = path.stem if len(same) > 1 else ""
