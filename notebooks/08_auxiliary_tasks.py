@@ -70,7 +70,7 @@ study = Study(
     artefacts=artefacts,
 )
 names = [f"{objective}-{seed}" for objective in auxiliary.objectives(study) for seed in range(seeds)]
-Markdown(f"**This run:** {study.basis()}; trained for this chapter if not there yet: {', '.join(names)}.")
+Markdown(f"**This run:** {study.basis()}; networks of this chapter: {', '.join(names)}.")
 
 # %% [markdown]
 # ## The answer of this run

@@ -91,6 +91,8 @@ def publish(study: Study, folder: Path, seconds: Mapping[str, float], core: bool
     folder, out = Path(folder), Path(study.out)
     shutil.rmtree(folder / "tables", ignore_errors=True)
     (folder / "tables").mkdir(parents=True)
+    for name in ("claims.json", "card.json", "predictions.json"):
+        (folder / name).unlink(missing_ok=True)
     for path in study.used:
         shutil.copyfile(path, folder / "tables" / path.name)
     parts = sorted((folder / "tables").iterdir())

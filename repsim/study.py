@@ -348,10 +348,11 @@ class Study:
 
     def colophon(self) -> pd.DataFrame:
         """What produced this execution: versions, commit, parameters, time. Two columns, what and how."""
+        unsaid = {"out", "data"} if self.artefacts else {"out"}  # published results say themselves what images they are of
         changed = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
-            if f.name != "out" and getattr(self, f.name) is not None
+            if f.name not in unsaid and getattr(self, f.name) is not None
         }
         rows = {
             "parameters": ", ".join(f"{name} = {value}" for name, value in changed.items()),

@@ -51,6 +51,7 @@ def test_everything_drawn_is_among_the_published_tables(made, published, tmp_pat
     before, after = (attacks.verdicts(s) for s in (made[0], study))
     assert [repr(c.to_dict()) for c in before[0]] == [repr(c.to_dict()) for c in after[0]]
     pd.testing.assert_frame_equal(robustness.card(*before), robustness.card(*after))
+    assert "data = " not in study.colophon().how.str.cat()  # it would be of the images, and they are the published ones
     attacks.figure_tables(study)
     for name in TABLES:
         pd.testing.assert_frame_equal(getattr(study, name)(), getattr(made[0], name)(), check_exact=True)

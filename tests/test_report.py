@@ -291,6 +291,15 @@ def test_a_notebook_with_the_pages_title_does_not_repeat_it(tmp_path):
     assert page.select_one('nav a[href="#00_overview"]').text == "Overview"
 
 
+def test_a_picture_that_two_executions_share_is_there_once(tmp_path):
+    picture = new_output("display_data", data={"image/png": "iVBORw0KGgo=", "text/plain": "views"})
+    paths = [save(tmp_path, f"01_training-{n}", new_markdown_cell("# T"), code("1", picture)) for n in ("a", "b")]
+    page = BeautifulSoup(report.write(paths, tmp_path / "index.html").read_text(), "html.parser")
+    assert (
+        len(page.select("img")) == 1 and page.find("a", string=re.compile("same picture"))["href"] == "#01_training-a"
+    )
+
+
 def test_it_is_small_and_written_whole(page, notebooks, tmp_path):
     assert len(page.encode()) < 2_000_000
     out = tmp_path / "index.html"

@@ -99,6 +99,7 @@ def lab(tmp_path_factory):
     shutil.copytree(ROOT / "notebooks", home / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints", "runs"))
     (ROOT / "runs").mkdir(exist_ok=True)
     (home / "runs").symlink_to(ROOT / "runs")  # what nbval has trained; what is not there the notebooks train
+    (home / "results").symlink_to(ROOT / "results")
     settings = {  # no question about news; all cells are in the page, not only those in sight
         "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
         "notebook-extension/tracker": {"windowingMode": "none"},
