@@ -81,7 +81,8 @@ def jobs(parameters: dict, further: bool = False) -> list[Job]:
         for name in Study(**parameters).names
         if not name.startswith("untrained")
     ]
-    names = {TRAINING: tuple(job.name for job in training)}
+    drawn = bool(parameters.get("artefacts"))  # from published tables, which need no network
+    names = {TRAINING: () if drawn else tuple(job.name for job in training)}
     chapters = []
     for chapter, (needs, leaves) in (CHAPTERS | (FURTHER if further else {})).items():
         needed = tuple(name for need in needs for name in names.get(need, (need,)))

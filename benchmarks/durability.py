@@ -88,7 +88,7 @@ def names(out: Path) -> list[Path]:
 
 def content(path: Path) -> str:
     """What a file says, durations apart. Raises if it is not whole."""
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" or path.suffix.startswith(".step-"):  # a network, and its moments on the way
         tensors, meta = store.load_tensors(path)
         said = {name: [str(t.dtype), list(t.shape), t.numpy().tobytes().hex()] for name, t in tensors.items()}
         return store.digest([said, {k: v for k, v in meta.items() if k != "seconds"}])

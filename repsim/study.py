@@ -348,7 +348,9 @@ class Study:
 
     def colophon(self) -> pd.DataFrame:
         """What produced this execution: versions, commit, parameters, time. Two columns, what and how."""
-        unsaid = {"out", "data"} if self.artefacts else {"out"}  # published results say themselves what images they are of
+        unsaid = (
+            {"out", "data"} if self.artefacts else {"out"}
+        )  # the protocol says what images published results are of
         changed = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)

@@ -10,6 +10,7 @@ from repsim import predictions
 
 ROOT = Path(__file__).resolve().parent.parent
 MICRO = {"train_images": 96, "test_images": 64, "width": 4, "epochs_sl": 1, "epochs_simclr": 2, "batch_size": 32}
+MICRO |= {"seeds": 1}  # the tests of ladder, moments and auxiliary have two
 IDS = {"06_between_the_objectives": 7, "07_when_it_happens": 5, "08_auxiliary_tasks": 12}  # predictions
 
 

@@ -19,6 +19,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SCREENSHOTS = ROOT / "screenshots"
 LOCAL = re.compile(r"^(https?|wss?)://(127\.0\.0\.1|localhost)[:/]|^(file|blob|data|about|chrome-extension):")
+SIZE = {"width": 1500, "height": 950}
+
+# JupyterLab's own, in a server without language servers and collaboration; nothing of the notebooks is among them.
+ALLOWED = [r"/lsp/status", r"favicon", r"ResizeObserver loop"]
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -140,3 +144,22 @@ def lab(tmp_path_factory):
     finally:
         server.terminate()
         server.wait(30)
+
+
+@pytest.fixture
+def lab_page(watched):
+    return lambda: watched(allowed=ALLOWED, viewport=SIZE)
+
+
+@pytest.fixture
+def open_notebook(lab_page, lab):
+    def opened(name):
+        seen = lab_page()
+        seen.page.goto(lab[0](name))
+        seen.page.wait_for_selector(".jp-Notebook .jp-Cell .jp-RenderedMarkdown h1")
+        seen.page.wait_for_function(
+            "document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'"
+        )
+        return seen
+
+    return opened
