@@ -450,6 +450,9 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=5, help="repetitions of the one-pair cases (default 5)")
     parser.add_argument("--images", type=int, default=1024, help="of each case (default 1024)")
+    parser.add_argument(
+        "--cases", nargs="*", type=int, choices=(1, 2, 3), default=[1, 2, 3], help="none: the traps alone"
+    )
     parser.add_argument("--packages", nargs="+", choices=list(PACKAGES), default=list(PACKAGES))
     parser.add_argument("--task", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -466,7 +469,8 @@ def main() -> None:
         f"{date.today()}, torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads; ", end=""
     )
     print(", ".join(f"{package} {version}" for package, version in versions.items()))
-    for name, size in (QUICK if options.quick else CASES).items():
+    cases = QUICK if options.quick else {name: CASES[name] for i, name in enumerate(CASES, 1) if i in options.cases}
+    for name, size in cases.items():
         size = size if options.quick else (*size[:3], options.images, size[4])
         many = size[2] > 2
         repeats = 1 if options.quick else 3 if many else options.repeats
