@@ -206,20 +206,26 @@ def execute(job: Job, out: Path, state: str, live: bool = False) -> str | None:
     status = Status(job.name, duration(output), live)
     with tempfile.TemporaryDirectory() as scratch:
         executed = Path(scratch) / output.name
-        try:
-            papermill.execute_notebook(
-                job.source,
-                executed,
-                job.parameters,
-                engine_name="reporter",
-                kernel_name="python3",
-                cwd=NOTEBOOKS,
-                progress_bar=False,
-                status=status,
-            )
-            failure = None
-        except papermill.PapermillExecutionError as error:
-            failure = error
+        for starts_left in (2, 1, 0):
+            try:
+                papermill.execute_notebook(
+                    job.source,
+                    executed,
+                    job.parameters,
+                    engine_name="reporter",
+                    kernel_name="python3",
+                    cwd=NOTEBOOKS,
+                    progress_bar=False,
+                    status=status,
+                )
+                failure = None
+                break
+            except papermill.PapermillExecutionError as error:
+                failure = error
+                break
+            except RuntimeError as error:  # two kernels that start at once may choose the same port, and one dies of it
+                if not starts_left or "before replying" not in str(error):
+                    raise
         notebook = nbformat.read(executed, as_version=4)
     for cell in notebook.cells:  # progress bars are for the terminal
         if cell.cell_type == "code":

@@ -139,6 +139,19 @@ def test_a_failure_stops_what_depends_on_it_and_nothing_else(project, engine, ca
     assert re.search(r"^c +done", out, re.M) and "2 to run, 3 up to date" in out
 
 
+def test_a_kernel_that_dies_at_its_start_is_started_again(project, monkeypatch):
+    execute, tries = run_all.papermill.execute_notebook, []
+
+    def dying(*args, **options):
+        tries.append(args)
+        if len(tries) == 1:
+            raise RuntimeError("Kernel died before replying to kernel_info")
+        return execute(*args, **options)
+
+    monkeypatch.setattr(run_all.papermill, "execute_notebook", dying)
+    assert project("--only", "01_training", "--jobs", "1") == (0, ["train", "train"]) and len(tries) == 3
+
+
 def test_the_report_opens_with_a_summary_and_the_card_of_these_verdicts(project):
     card = [
         {
