@@ -19,5 +19,7 @@ def pytest_collectstart(collector):
 
 
 def pytest_collection_modifyitems(items):
-    """The browser tests at the end: they open notebooks whose networks nbval has trained by then."""
-    items.sort(key=lambda item: "browser" in item.path.parts)
+    """00 first, which trains the networks that other notebooks read, and beside it what needs none of them and takes long;
+    the browser tests last, which open those notebooks."""
+    first = ("00_overview.ipynb", "test_publish.py")
+    items.sort(key=lambda item: ("browser" in item.path.parts, item.path.name not in first))

@@ -17,12 +17,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,8 +241,18 @@ def execute(job: Job, out: Path, state: str, live: bool = False) -> str | None:
     return failure and f"{failure.ename}: {failure.evalue}\n  in cell {failure.exec_count} of {output}"
 
 
+@functools.cache
+def end_with_parent() -> None:
+    """Where doit runs notebooks in processes of its own: end this one, and with it its kernel, when run_all.py is killed.
+
+    It would wait for the next notebook for ever."""
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
 def attempt(job: Job, out: Path, state: str, live: bool, cluster: Jobs | None) -> bool:
     """Execute one notebook, here or as a job of the cluster; whether it succeeded."""
+    end_with_parent()
     failure = cluster.call(job.name, execute, job, out, state) if cluster else execute(job, out, state, live)
     if failure:
         print(f"  {failure}", file=sys.stderr)

@@ -4,9 +4,11 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
+import psutil  # of ipykernel
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -209,6 +211,25 @@ def test_the_further_chapters_are_there():
     assert [name for name in plan if not name.startswith("01")] == list(run_all.CHAPTERS)
     more = [job for job in run_all.jobs({"seeds": 1}, further=True) if job.name in run_all.FURTHER]
     assert all(job.source.exists() and job.needs == ("01_training-sl-0", "01_training-simclr-0") for job in more)
+
+
+def test_a_killed_run_leaves_no_process_behind(project):
+    """Nor memory: a process that doit started would wait for its next notebook for ever."""
+    started = "from pathlib import Path\n(Path(out) / network).touch()\nimport time\ntime.sleep(600)"
+    notebook(project.notebooks, "01_training", started, '\nnetwork = ""')
+    code = f"import run_all, pathlib; run_all.NOTEBOOKS = pathlib.Path({str(project.notebooks)!r}); run_all.CHAPTERS = {{}}; "
+    command = ["--profile", str(project.folder / "p.yaml"), "--out", str(project.out), "--jobs", "2"]
+    running = psutil.Popen([sys.executable, "-c", code + f"run_all.main({command!r})"], cwd=ROOT)
+    while not all((project.out / network).exists() for network in ("sl-0", "simclr-0")):
+        assert running.poll() is None
+        time.sleep(0.1)
+    children = running.children(recursive=True)
+    assert len(children) >= 4  # two processes and their kernels
+    running.kill()
+    left = psutil.wait_procs([running, *children], timeout=30)[1]
+    for process in left:
+        process.kill()
+    assert left == []
 
 
 @pytest.mark.parametrize(
