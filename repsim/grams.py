@@ -166,7 +166,7 @@ class Bank:
         m, count = self.images, len(self.row)
         for e, estimator in enumerate(self.estimators):
             products = self.sums.new_zeros(count, count)
-            for part in self.rows[e].split(max(1, (1 << 21) // count), dim=1):
+            for part in self.rows[e].split(max(1, (1 << 19) // count), dim=1):
                 part = part.double()
                 products.addmm_(part, part.T)
             scale = m * (m - 3) if estimator == "unbiased" else (m - 1) ** 2
