@@ -116,9 +116,8 @@ def _width(layers: int, panels: int) -> int:
 
 
 def _line_legend() -> alt.Legend:
-    return alt.Legend(
-        title=None, orient="top", symbolType="stroke", symbolSize=500, symbolOpacity=1, symbolStrokeWidth=2.4
-    )
+    look = {"symbolType": "stroke", "symbolSize": 500, "symbolOpacity": 1, "symbolStrokeWidth": 2.4}
+    return alt.Legend(title=None, orient="top", columns=4, **look)  # more would make a page's width of the legend
 
 
 def _subtitle(text: str) -> alt.Title:

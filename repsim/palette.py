@@ -31,6 +31,11 @@ COLOURS: Mapping[str, str] = {
     "barlow": "#004d40",
     "vicreg": "#a427f8",
     "rotation": "#8b0000",
+    "simclr_sl_middle": "#3b4da2",
+    "simclr_sl_top": "#888cba",
+    "sl_simclr_middle": "#846b66",
+    "simclr_simplex": "#540801",
+    "simclr_random_prototypes": "#03032e",
 }
 # Of what is no objective; apart from one another and from SL, SimCLR and their pair
 SPARE = ("#155c59", "#a98565", "#791037", "#4f5208", "#86604f")

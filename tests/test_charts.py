@@ -14,7 +14,7 @@ import torch
 import vl_convert
 from PIL import Image
 
-from repsim import charts, palette, render
+from repsim import charts, objectives, palette, render
 
 SL = ["stem", "layer1.0.residual", "layer1.0", "layer2.0.residual", "layer2.0", "pool", "head"]
 SIMCLR = [*SL[:-1], "head.hidden", "head"]
@@ -477,6 +477,10 @@ def test_ciede2000_gives_published_values():
     ]
     for one, two, expected in pairs:
         assert ciede2000(np.array(one), np.array(two)) == pytest.approx(expected, abs=1e-4)
+
+
+def test_every_objective_has_its_colour():
+    assert set(objectives.OBJECTIVES) <= set(palette.COLOURS)
 
 
 @pytest.mark.parametrize("deficiency", DEFICIENCY)
