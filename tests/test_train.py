@@ -66,10 +66,10 @@ def reading(monkeypatch):
 
 @pytest.mark.parametrize("objective", [o for o in objectives.OBJECTIVES if o not in ("untrained", "rotation")])
 def test_training_lowers_the_loss(objective, images, tmp_path):
-    settings = dataclasses.replace(SETTINGS, objective=objective, epochs=30, learning_rate=0.5)
+    settings = dataclasses.replace(SETTINGS, objective=objective, width=8, epochs=30, learning_rate=0.5)
     history = train.train(settings, images, tmp_path, progress=False).history
-    fall = history.loss.iloc[0] - history.loss.iloc[-5:].mean()  # another number of threads trains another course
-    assert fall > (0.01 if objective == "vicreg" else 0.1)  # its hinge is slow
+    # 0.18 or more with one thread and two, AVX2 and AVX-512, which all train another course
+    assert history.loss.iloc[0] - history.loss.iloc[-5:].mean() > 0.1
     assert history.epoch.tolist() == list(range(1, 31))
 
 
