@@ -30,8 +30,10 @@ def sklearn_probe(splits: list, penalties: tuple[float, ...], tol: float) -> pd.
     """layer, accuracy, penalty: the same protocol, one fit for each layer and penalty."""
     rows = []
     for layer in splits[0][0]:
-        scaler = StandardScaler().fit(splits[0][0][layer].numpy())
-        (x, y), (v, v_y), (t, t_y) = ((scaler.transform(f[layer].numpy()), labels.numpy()) for f, labels in splits)
+        scaler = StandardScaler().fit(splits[0][0][layer].double().numpy())  # in float32 it stops anywhere
+        (x, y), (v, v_y), (t, t_y) = (
+            (scaler.transform(f[layer].double().numpy()), labels.numpy()) for f, labels in splits
+        )
         fits = [
             LogisticRegression(C=1 / (len(x) * p), tol=tol, max_iter=20000).fit(x, y) for p in sorted(penalties)[::-1]
         ]
