@@ -5,11 +5,11 @@
     python benchmarks/cka.py --quick     # one tiny case and the traps, in about two minutes
 
 Prints markdown tables. Each (package, case, allocator) runs in a process of its own. Time is the median over
-repetitions of the ratio to the floor, measured alternately in one process: the forward passes plus one Gram product a
-layer and batch. "As installed" leaves glibc's allocator as it is for packages that do not set it; "same allocator" sets
-it for everybody. Memory, as installed, is the peak of the resident set above what the models take. The error is the
-largest of any cell against float64 HSIC of the same activations. The images are smooth noise, the networks untrained:
-near-equal features, the hardest case.
+repetitions of the ratio to the floor, measured alternately in one process: the forward passes plus one plain product
+`x @ x.T` a layer and batch (repsim's own product is faster than that, so it can get below). "As installed" leaves
+glibc's allocator as it is for packages that do not set it; "same allocator" sets it for everybody. Memory, as installed,
+is the peak of the resident set above what the models take. The error is the largest of any cell against float64 HSIC of
+the same activations. The images are smooth noise, the networks untrained: near-equal features, the hardest case.
 """
 
 from __future__ import annotations

@@ -219,6 +219,15 @@ def test_offsets_and_scales(offset, scale, dtype):
         assert got.matrix("a", estimator=estimator).loc["l0", "l0"] == pytest.approx(1, abs=1e-6)
 
 
+@given(m=st.integers(4, 130), p=st.sampled_from([1, 50, 2047, 2048, 2050, 5000, 16384]), double=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_products_equal_those_in_float64(m, p, double):
+    x = noise(m, p).to(torch.float64 if double else torch.float32)
+    got = grams.product(x)
+    assert got.dtype == x.dtype
+    torch.testing.assert_close(got.double(), x.double() @ x.double().T, rtol=1e-6, atol=1e-5 * p**0.5)
+
+
 def test_only_sources_that_need_it_are_centred_first():
     bank = grams.Bank([("s", "plain"), ("s", "shifted")], ("unbiased",), 2, torch.device("cpu"))
     bank.open(32)
