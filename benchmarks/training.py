@@ -2,10 +2,11 @@
 
     pip install -e ".[bench]"
     python benchmarks/training.py                                           # ResNet-18 of width 16
+    python benchmarks/training.py --precision bfloat16                      # the same where the CPU multiplies in bfloat16
     python benchmarks/training.py --architecture resnet50 --width 64 --batch 512 --steps 50       # for a GPU
 
-All train copies of one network on batches of one size, with one optimiser and precision, in one run, taking turns. All but
-the last have one memory format, channels_last, and what differs is where a batch comes from:
+All train copies of one network on batches of one size, with one optimiser, in one run, taking turns. All but the last have
+one precision and one memory format, channels_last, and what differs is where a batch comes from:
 
     ceiling        ready-made random tensors: nothing but the step
     repsim         uint8 images on the device, views of the whole batch made there (repsim.augment)
@@ -13,7 +14,7 @@ the last have one memory format, channels_last, and what differs is where a batc
     torchvision    a DataLoader whose workers apply torchvision.transforms.v2 to PIL images one by one
     tv tensors     the same on uint8 tensors, as torchvision's documentation has it
     lightly        a DataLoader with lightly's SimCLRTransform, and lightly's NTXentLoss
-    usual          as torchvision, network and batches in the memory format that PyTorch has if none is asked for
+    usual          as torchvision, in the memory format, and on a CPU the precision, that PyTorch has if none is asked for
 
 Medians over rounds; a share is the median over rounds of the ratio within a round. A turn is a whole epoch of `--steps`
 batches, so that no worker of a DataLoader is busy in another's turn.
@@ -144,18 +145,20 @@ def loss_of(way: str, objective: str) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda outputs, labels: losses.nt_xent(*outputs.chunk(2), temperature=0.5)
 
 
-def turn(epoch: Batches, model: nn.Module, optimizer: torch.optim.Optimizer | None, loss: Callable | None) -> float:
-    """Seconds of an epoch of training steps, or without an optimiser of making its batches."""
+def turn(
+    epoch: Batches, model: nn.Module, optimizer: torch.optim.Optimizer | None, loss: Callable | None, half: bool
+) -> float:
+    """Seconds of an epoch of training steps, in bfloat16 if `half`, or without an optimiser of making its batches."""
     device = next(model.parameters()).device
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
     for x, labels in epoch():
         if optimizer is not None:
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 outputs = model(x)
             optimizer.zero_grad(set_to_none=True)
-            loss(outputs, labels).backward()
+            loss(losses.wide(outputs), labels).backward()
             optimizer.step()
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -175,7 +178,8 @@ def measure(images: data.ImageSet, objective: str, args: argparse.Namespace, ste
         if way == "usual":
             model = model.to(memory_format=torch.contiguous_format)
         optimizer = train._optimizer(model, settings, torch.device(args.device)) if steps else None
-        runs[way] = (epoch, model, optimizer, loss_of(way, objective))
+        half = args.device == "cuda" or (args.precision == "bfloat16" and way != "usual")
+        runs[way] = (epoch, model, optimizer, loss_of(way, objective), half)
         turn(*runs[way])  # starts workers, tunes kernels
     seconds = {way: [] for way in runs}
     for _ in range(args.rounds):
@@ -201,6 +205,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--source", default="shapes", help="as repsim.data.load")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--precision", default="auto", choices=("auto", "bfloat16"), help="auto: bfloat16 on CUDA, float32 elsewhere"
+    )
     parser.add_argument("--workers", type=int, default=torch.get_num_threads(), help="of each DataLoader")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
@@ -210,7 +217,7 @@ def main() -> None:
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {args.threads} threads"
     print(
         f"{args.architecture}, width {args.width}, batch {args.batch}, {images.images.shape[-1]} pixels, {where}, "
-        f"{args.workers} workers, torch {torch.__version__}; medians of {args.rounds} rounds of {args.steps} steps"
+        f"{args.precision} precision, {args.workers} workers, torch {torch.__version__}; medians of {args.rounds} rounds of {args.steps} steps"
     )
     for title, steps in (("Training steps", True), ("Views alone", False)):
         tables = [measure(images, objective, args, steps) for objective in ("sl", "simclr")]

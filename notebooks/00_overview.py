@@ -60,7 +60,7 @@ Markdown(f"**This run:** {study.basis()}.")
 # %% [markdown]
 # ## The answer
 #
-# The claims of the paper, each judged by rules that were fixed beforehand: by this run and, where there is one, by the largest
+# Seven claims, read off the paper's abstract, each judged by rules that were fixed beforehand: by this run and, where there is one, by the largest
 # published run, whose tables come with the project.
 
 # %%
@@ -79,6 +79,9 @@ if published and published[0] != study.basis():
     said.append(f"The published run ({published[0]}): {counted(published[1])}.")
 Markdown(" ".join(said))
 
+# %
+figures.learnt(study.probe([*study.core, "pixels"]), len(study.summary.classes))
+
 # %%
 largest = Study(artefacts=str(publish.PUBLISHED)) if published and not artefacts else study
 kinds = [("sl", "simclr"), ("sl", "sl"), ("simclr", "simclr"), ("sl", "untrained")]
@@ -90,7 +93,7 @@ charts.curves(
 
 # %% [markdown]
 # *How to read it.* Each curve compares two networks layer by layer, from the input to the output: 1 says that the layers agree
-# on which images are alike, 0 that they do not. The curve of SL against SimCLR is to be read between its ceilings (two seeds
+# on which images are alike, 0 that they do not. The curve of SL against SimCLR is to be read beside its ceilings (two seeds
 # of one objective) and its floor (a trained against an untrained network). Left: what the network represents after each
 # block. Right: what each block adds.
 #
@@ -103,8 +106,9 @@ rows = robustness.kept_card(largest.artefacts or study.out, [c.to_dict() for c i
 figures.card_table(rows)
 
 # %% [markdown]
-# *How to read it.* A row is an attack, a column a claim. ✔ held; ◌ weakened (it was decided, now it is not); ✘ overturned;
-# ◆ decided (it was not). An empty cell: the attack does not touch the claim.
+# *How to read it.* A row is an attack, a column a claim with its verdict. =: the verdict held; an arrow: it became ✔ supported,
+# ✘ not supported or ○ undecided; –: it was not supported, on account of a number that this attack does not measure again. An empty
+# cell: the attack does not touch the claim.
 #
 # ## What the verdicts of this run rest on
 

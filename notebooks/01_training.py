@@ -68,7 +68,7 @@ Markdown(f"**This run** trains `{network}`, {objective.title}, on {study.basis()
 # %% [markdown]
 # ## What the network sees
 #
-# The images, one of each class per column. Each class is a folder of pictures or, in the embedded set, a shape; everything
+# The images, three of each class, one class a column. Each class is a folder of pictures or, in the embedded set, a shape; everything
 # else about an image (place, size, rotation, colours, texture, noise) is nuisance.
 
 # %%
@@ -144,7 +144,7 @@ charts.history(
 # %% [markdown]
 # *How to read it.* Left: the mean loss over an epoch's steps, on augmented training images. Right: the same loss on held-out
 # images, with the weights after that epoch. The loss of an uninformed network is the logarithm of the number of choices: the
-# classes for SL, the other views of a batch for SimCLR.
+# classes for SL, the other views of a batch for SimCLR (fewer on the right where there are fewer held-out images than a batch has).
 
 # %%
 choices = len(images.classes) if objective.head == "linear" else 2 * settings.batch_size - 1
@@ -186,7 +186,7 @@ Markdown(f"The linear probe of `{network}` is {'clearly' if better else '**not**
 # ## What we found, and what would change our mind
 #
 # Whether this network has learnt more about the classes than pixels and random weights offer is computed above, and it is the
-# first thing to look at: where it has not, as SimCLR does not on a few hundred images and epochs, any similarity that the next
+# first thing to look at: where it has not, as can happen after few epochs on few images, any similarity that the next
 # notebooks find is one of architecture and images rather than of learning, and a longer run is what would change our mind.
 #
 # Next: [02 Layerwise comparison](02_layerwise_comparison.ipynb)

@@ -70,6 +70,9 @@ evidence = study.evidence()
 c1, c2, c3 = (study.claim(judge(evidence)) for judge in (claims.c1, claims.c2, claims.c3))
 figures.verdicts([c1, c2, c3], publish.published())
 
+# %
+figures.learnt(study.probe([*study.core, "pixels"]), len(study.summary.classes))
+
 # %%
 figures.forest([c1, c2, c3], title="C1 to C3: what each verdict rests on")
 
@@ -94,7 +97,10 @@ figures.forest([c1, c2, c3], title="C1 to C3: what each verdict rests on")
 # + \frac{\mathbf{1}^\top \tilde K \mathbf{1}\; \mathbf{1}^\top \tilde L \mathbf{1}}{(n-1)(n-2)}
 # - \frac{2}{n-2} \mathbf{1}^\top \tilde K \tilde L \mathbf{1} \right],$$
 #
-# averaged over batches before the ratio is taken (Nguyen et al. 2021). Written out, it agrees with the function used below,
+# averaged over batches before the ratio is taken (Nguyen et al. 2021). C2 to C4 use the *normalised* score
+# $\mathrm{CKA}(a, b) / \sqrt{\mathrm{CKA}(a, a')\,\mathrm{CKA}(b, b')}$ with $a', b'$ other seeds of the same objectives: 1 says as alike
+# as two seeds. *Middle* layers are those of stages 2 and 3. Two *grids correlate* by Pearson's coefficient over all pairs of
+# different layers. Written out, it agrees with the function used below,
 # and on independent noise it is near zero where the biased one is not:
 
 # %%
@@ -118,7 +124,7 @@ print(f"64 images, 2,048 independent noise features: unbiased {cka(x, y):.2f}, b
 # %%
 comparison = study.comparison()
 charts.heatmap(
-    pd.concat([comparison.table("untrained-0"), comparison.table("untrained-0", f"untrained-{seeds - 1}")]),
+    pd.concat([comparison.table("untrained-0"), comparison.table("untrained-0", f"untrained-{study.seeds - 1}")]),
     title="Untrained: a network with itself, and with another",
 )
 
@@ -138,23 +144,24 @@ charts.heatmap(
 figures.describe(c1)
 
 # %% [markdown]
-# Post-residual layers pass their input on, so they form blocks per stage; a residual layer holds only what its block adds.
+# Post-residual layers pass their input on, so they may form blocks per stage; a residual layer holds only what its block adds.
 # The claim is that both objectives show this pattern: within a stage post-residual layers are more alike than residual
 # ones, and the two grids correlate.
 #
 # ## C2 and C3: layer by layer across objectives
 
 # %%
-charts.heatmap(comparison.table("sl-0", f"simclr-{seeds - 1}"), title="SL (rows) against SimCLR (columns)", linked=True)
+charts.heatmap(comparison.table("sl-0", f"simclr-{study.seeds - 1}"), title="SL (rows) against SimCLR (columns)", linked=True)
 
 # %% [markdown]
 # The diagonal of that map, layer against same layer, is the curve that C2 and C3 speak of. It means little alone: two seeds of
-# *one* objective differ too, and two untrained networks agree by themselves. So each curve stands between its ceilings (two
-# seeds) and its floor (a trained network against an untrained one). Networks compared never share their initial weights.
+# *one* objective differ too, and two untrained networks agree by themselves. So each curve is drawn beside its ceilings
+# (two seeds) and its floor (a trained network with an untrained one); whether it lies between them is what C2 asks. With two seeds or
+# more, networks compared never share their initial weights.
 
 # %%
 def pairs(a, b):
-    return [(f"{a}-{i}", f"{b}-{(i + 1) % seeds}") for i in range(seeds)] if a != b else [(f"{a}-0", f"{a}-{seeds - 1}")]
+    return [(f"{a}-{i}", f"{b}-{(i + 1) % study.seeds}") for i in range(study.seeds)] if a != b else [(f"{a}-0", f"{a}-{study.seeds - 1}")]
 
 
 kinds = [("sl", "simclr"), ("sl", "sl"), ("simclr", "simclr"), ("sl", "untrained"), ("simclr", "untrained")]
@@ -175,7 +182,7 @@ display(figures.describe(c2), figures.describe(c3))
 # The verdicts above hold for this run's networks, images and scale. C3 is the one to doubt first: residual layers of two
 # seeds differ as well, so only the *normalised* curve (across objectives over the geometric mean of the ceilings) can carry
 # it. A third objective, longer training or stronger augmentations for SL can each move these curves;
-# [03](03_divergence.ipynb) looks at the last layers, where the objectives pull apart.
+# [03](03_divergence.ipynb) looks at the last layers, and asks whether the objectives pull apart there.
 #
 # Next: [03 Divergence](03_divergence.ipynb)
 #

@@ -67,6 +67,9 @@ evidence, probe = study.evidence(), study.probe([*study.core, "pixels"])
 c4, c5, c6 = (study.claim(c) for c in (claims.c4(evidence), claims.c5(evidence, probe), claims.c6(evidence)))
 figures.verdicts([c4, c5, c6], publish.published())
 
+# %
+figures.learnt(probe, len(study.summary.classes))
+
 # %%
 figures.forest([c4, c5, c6], title="C4 to C6: what each verdict rests on")
 
@@ -77,18 +80,25 @@ figures.forest([c4, c5, c6], title="C4 to C6: what each verdict rests on")
 # ## C4: the last layers
 #
 # The curve across objectives, divided by what two seeds of one objective share (1: the objectives differ no more than seeds
-# do). Untrained networks, divided by the same ceilings, are the floor.
+# do). The floor: an untrained network in SimCLR's place, under the same ceilings.
 
 # %%
 comparison = study.comparison()
 rows = []
-for pair in claims.pairs(seeds):
-    for layer in [l for l in comparison.layers("sl-0") if l in comparison.layers("simclr-0")]:
-        value, low, high = comparison.interval(lambda c, p=pair, l=layer: claims.normalised(c, p, [l]))
-        rows.append({"a": pair.networks[0], "b": pair.networks[1], "layer": layer, "cka": value, "low": low, "high": high})
+for pair in claims.pairs(study.seeds):
+    one, other = pair.networks
+
+    def score(cell, layer, with_, pair=pair):
+        (a, b), (a2, b2) = pair.networks, pair.siblings
+        return claims.relative(cell(a, layer, with_, layer), cell(a, layer, a2, layer), cell(b, layer, b2, layer))
+
+    for with_ in (other, f"untrained-{other.rpartition('-')[2]}"):
+        for layer in [l for l in comparison.layers("sl-0") if l in comparison.layers("simclr-0")]:
+            value, low, high = comparison.interval(lambda c, l=layer, w=with_: score(c, l, w))
+            rows.append({"a": one, "b": with_, "layer": layer, "cka": value, "low": low, "high": high})
 normalised = pd.DataFrame(rows)
 charts.curves(
-    normalised, kind="panels", domain=(0, 1.1), y_title="normalised CKA", title="SL against SimCLR, relative to seed ceilings"
+    normalised, kind="panels", domain=(0, 1.25), y_title="normalised CKA", title="SL against SimCLR, relative to seed ceilings"
 )
 
 # %%
@@ -98,7 +108,8 @@ figures.describe(c4)
 # ## C5: towards the classes
 #
 # CKA of a layer with the one-hot labels asks how far "alike" has come to mean "of one class". A linear probe asks whether the
-# class can be read out at all. Raw pixels and untrained networks are the baselines.
+# class can be read out at all. Untrained networks are the baseline of both figures; what a probe reads of the raw pixels stands
+# at the top of this notebook.
 
 # %%
 labels = pd.concat([comparison.curve(name, "labels") for name in study.core])
@@ -123,7 +134,7 @@ figures.describe(c5)
 # ## C6: towards invariance
 #
 # Two random views of each image (SimCLR's augmentations) are given to every network. CKA between the representations of view
-# a and view b asks how far "alike" ignores the augmentation; between a view and the clean image, how far it is kept.
+# a and view b asks how far "alike" ignores the augmentation; between a view and the clean image, how far one augmentation moves it.
 
 # %%
 a, b = claims.VIEWS
@@ -151,8 +162,8 @@ figures.describe(c6)
 # ## What we found, and what would change our mind
 #
 # The verdicts above hold for this run. SL here sees weaker augmentations than SimCLR does, so C6 might speak of augmentations
-# rather than of objectives; supervised training on SimCLR's views would tell. Longer training sharpens both objectives' last
-# layers, so an undecided C4 at this scale is no refutation.
+# rather than of objectives: [05](05_is_it_real.ipynb) puts SL trained on SimCLR's views in SL's place. Longer training may sharpen the
+# last layers of both, so a C4 that is not supported or undecided speaks of this scale.
 #
 # Next: [04 Implicit objective](04_implicit_objective.ipynb)
 #

@@ -64,9 +64,12 @@ Markdown(f"**This run:** {study.basis()}.")
 # ## The answer of this run
 
 # %%
-evidence, probe, contrastive = study.evidence(), study.probe(study.core), study.contrastive(study.core)
+evidence, probe, contrastive = study.evidence(), study.probe([*study.core, "pixels"]), study.contrastive(study.core)
 c7 = study.claim(claims.c7(evidence, probe, contrastive))
 figures.verdicts([c7], publish.published())
+
+# %
+figures.learnt(probe, len(study.summary.classes))
 
 # %%
 figures.forest([c7], title="C7: what the verdict rests on")
@@ -75,8 +78,8 @@ figures.forest([c7], title="C7: what the verdict rests on")
 # ## Both objectives at every layer
 #
 # The question is asked directly: freeze the network, and fit *each objective* on top of *each layer*. For the supervised
-# objective a linear classifier, for SimCLR's a linear projection trained with NT-Xent on two views. What remains of each loss
-# on test images says how much of that objective a layer already serves.
+# objective a linear classifier, for SimCLR's a linear projection trained with NT-Xent on two views. What remains of NT-Xent on test
+# images, and how often the classifier is right there, say how much of that objective a layer already serves.
 #
 # As a check that the two objectives are measured on the right scale: embeddings that are all equal give NT-Xent its
 # uninformed value, $\log(2n - 1)$.
@@ -86,7 +89,6 @@ import torch
 
 same = torch.ones(8, 4)
 assert math.isclose(losses.nt_xent(same, same).item(), math.log(15), rel_tol=1e-6)
-chance = contrastive.chance.iloc[0]
 charts.curves(
     contrastive,
     y="loss",
@@ -98,7 +100,7 @@ charts.curves(
 
 # %%
 charts.curves(
-    probe,
+    probe[probe.network != "pixels"],
     y="accuracy",
     kind="panels",
     y_title="test accuracy",
@@ -107,8 +109,13 @@ charts.curves(
 
 # %% [markdown]
 # *How to read it.* The untrained network is the baseline of both figures: what a random layer already offers to a linear
-# reader. C7 expects SimCLR's curve to climb above it in the second figure well before the last stage, and SL's curve not to
-# sink in the first.
+# reader. C7 is judged by growth from the first block to the end of stage 3: it expects SimCLR's curve to climb there in the second
+# figure, and SL's not to sink there in the first.
+
+# %%
+Markdown(f"Embeddings that are all equal would give {contrastive.chance.iloc[0]:.2f} nats in the first figure.")
+
+# %% [markdown]
 #
 # ## Classes against views, in one figure
 #
@@ -146,9 +153,9 @@ else:
     display(figures.panels(factors, "score", "factor", title="How well each factor can be read from each layer"))
 
 # %% [markdown]
-# *How to read it.* One panel per factor. A factor that SL's curve loses towards the end is one that its classes do not need; one
-# that SimCLR's curve loses is one that its views vary (position and scale by the crop, colours by the jitter). A factor that
-# the untrained network already offers was not learnt.
+# *How to read it.* One panel per factor. One would expect SL to lose what its classes do not need, and SimCLR what its views vary
+# (position and scale by the crop, colours by the jitter); the curves show whether they do. A factor that the untrained network
+# already offers was not learnt.
 #
 # ## What we found, and what would change our mind
 #
@@ -157,7 +164,7 @@ else:
 # or a longer fit reads more out of a layer than a linear one does, and training longer on more images is what separates
 # SimCLR's middle layers from an untrained network's: a "not supported" of a small run is a statement about that run.
 #
-# Overview: [00](00_overview.ipynb)
+# Next: [05 Is it real?](05_is_it_real.ipynb) · Overview: [00](00_overview.ipynb)
 #
 # **References.** Grigg et al. (2021), arXiv 2110.00528; Chen et al. (2020); Alain and Bengio (2017).
 

@@ -11,13 +11,17 @@
 #
 # The verdicts of [02](02_layerwise_comparison.ipynb), [03](03_divergence.ipynb) and [04](04_implicit_objective.ipynb) rest on one
 # measure, one estimator, one way of training each objective. Here they are attacked: by other estimators, kernels and measures,
-# by nulls and controls, by what the layers are good for. Each attack is other evidence, on which the *same* claims are judged
-# by the *same* rules and thresholds (`repsim/claims.py`), stated before the result:
+# by nulls and controls, by what the layers are good for. Most attacks are other evidence, on which the *same* claims are judged
+# by the *same* rules and thresholds (`repsim/claims.py`). Four are not: stitching puts accuracy in the place of CKA, and shuffled
+# images, probe gap and shuffled labels add a condition, so that they can only take support away. What an attack may do was
+# stated before the result:
 #
 # - **held**: the verdict is what it was; **weakened**: it was decided and is undecided now;
-# - **overturned**: supported has become not supported, or the reverse; **decided**: it was undecided and no longer is.
+# - **overturned**: supported has become not supported, or the reverse; **decided**: it was undecided and no longer is;
+# - **not tested**: it was not supported, on account of a number that the attack does not measure again, so nothing could change it.
 #
-# Previous: [04 Implicit objective](04_implicit_objective.ipynb) · Overview: [00](00_overview.ipynb)
+# Previous: [04 Implicit objective](04_implicit_objective.ipynb) · Next: [06 Between the objectives](06_between_the_objectives.ipynb) ·
+# Overview: [00](00_overview.ipynb)
 
 # %% tags=["parameters"]
 data = "shapes"  # str: "shapes" (embedded), a torchvision set such as "cifar10", or a folder with train/ and test/
@@ -37,6 +41,8 @@ out = "../runs/tiny"  # str: where networks, tables and verdicts are kept
 artefacts = None  # str: a folder of published results to draw instead, such as "../results/cifar10-cpu"; None trains
 
 # %%
+import math
+
 import pandas as pd
 import torch
 from IPython.display import Markdown
@@ -76,15 +82,20 @@ figures.card(card, title="What each attack does to each verdict")
 # %%
 figures.survivors(card)
 
+# %
+figures.learnt(study.probe([*study.core, "pixels"]), len(study.summary.classes))
+
 # %% [markdown]
 # *How to read it.* A column is a claim with its verdict before any attack, a row an attack; an empty tile says that the attack
-# does not touch the claim. A verdict that holds in its whole column does not depend on how it was measured *here*; "not
-# supported" can hold as well as "supported" can. The sections below take the attacks one by one.
+# does not touch the claim. =: held; –: not tested; an arrow: what the verdict has become, ✔ supported, ✘ not supported, ○ undecided. A
+# verdict that holds in its whole column was not moved by these attacks; "not supported" can hold as well as "supported" can. The
+# sections below take the attacks one by one.
 #
 # ## 1. Is it the estimator?
 #
 # The plain estimate of HSIC is biased upwards: for independent Gaussian features of widths $p$ and $q$ it gives CKA near
-# $\sqrt{pq / ((n + p)(n + q))}$, near 1 where features outnumber images. The unbiased one is near 0 for any $n$.
+# $\sqrt{pq / ((n + p)(n + q))}$, near 1 where features outnumber images. The unbiased one is 0 on
+# average for any $n$, and scatters more the fewer images there are.
 
 # %%
 n, p = 128, 1024
@@ -119,7 +130,7 @@ assert cka(spiked_x, spiked_y) > 0.9 and abs(cka(spiked_x[keep], spiked_y[keep])
 print(f"noise, two outliers in common: CKA {cka(spiked_x, spiked_y):.1f}; without the 1 % of largest norm: below 0.05")
 
 # %%
-one, other = "sl-0", f"simclr-{seeds - 1}"
+one, other = "sl-0", f"simclr-{study.seeds - 1}"
 variants = {
     "linear, all images": evidence.comparison,
     "RBF": attacks.rbf(study),
@@ -132,7 +143,7 @@ charts.curves(curves, color="variant", kind="panels", title=f"{one} with {other}
 left, whole = attacks.trimmed(study).images, study.summary.test
 display(
     Markdown(f"{whole - left} of {whole} images were among the largest 1 % at the end of a stage of a trained network."),
-    figures.effect(card, "RBF kernel", "top 1 % of images dropped"),
+    figures.effect(card, "RBF kernel", "images in any top 1 % dropped"),
 )
 
 # %% [markdown]
@@ -148,7 +159,7 @@ display(
 
 # %%
 without = robustness.Cells(evidence.comparison, robustness.without_input)
-floor = f"untrained-{seeds - 1}"
+floor = f"untrained-{study.seeds - 1}"
 shown = [(one, other), (one, floor), ("simclr-0", floor)]
 charts.curves(
     pd.concat([without.curve(*pair) for pair in shown]),
@@ -167,8 +178,8 @@ figures.effect(card, "input regressed out")
 # ## 4. Is it only that seeds differ as well?
 #
 # C2 to C4 are judged by a *normalised* score: CKA across objectives over what two seeds of each share. This attack gives the
-# ceilings up (two seeds count as equal) and asks the raw number to pass the same thresholds. Residual layers are where it
-# matters, as there two seeds of one objective agree less.
+# ceilings up (two seeds count as equal) and asks the raw number to pass the same thresholds. It matters most where two seeds of one
+# objective agree least: see the ceilings below.
 
 # %%
 def curve(label, value):
@@ -179,7 +190,7 @@ def curve(label, value):
     return pd.DataFrame(rows)
 
 
-pairs = claims.pairs(seeds)
+pairs = claims.pairs(study.seeds)
 if pairs:
     (a, b), (a2, b2) = pairs[0].networks, pairs[0].siblings
     scores = [
@@ -206,7 +217,7 @@ figures.effect(card, "no seed ceilings")
 # %%
 comparison = evidence.comparison
 if "sl_simclr_views" in study.controls:
-    shown = [(one, other), ("sl_simclr_views-0", other), ("sl_simclr_views-0", f"sl-{seeds - 1}")]
+    shown = [(one, other), ("sl_simclr_views-0", other), ("sl_simclr_views-0", f"sl-{study.seeds - 1}")]
     names = {one: "SL", "sl_simclr_views-0": "SL on SimCLR's views"}
     table = pd.concat([comparison.curve(*pair) for pair in shown])
     table["pair"] = [f"{names[a]} with {'SL' if b.startswith('sl-') else 'SimCLR'}" for a, b in zip(table.a, table.b)]
@@ -222,7 +233,7 @@ if "sl_simclr_views" in study.controls:
 figures.effect(card, "SL on SimCLR's views")
 
 # %% [markdown]
-# *How to read it.* Where the control's curve follows SimCLR's rather than SL's, the augmentations made the difference and the
+# *How to read it.* In the second figure: where the control's curve follows SimCLR's rather than SL's, the augmentations made the difference and the
 # objective did not.
 #
 # ## 6. Is it the measure?
@@ -332,7 +343,19 @@ figures.effect(card, *(f"{view} only" for view in attacks.AUGMENTATIONS))
 #
 # CKA with one-hot labels is one way to fit classes. Neural collapse (Papyan, Han and Donoho 2020) asks for more: features close to
 # their class mean, $\mathrm{NC1} = \mathrm{tr}(S_W S_B^+) / C$ small, and class means that form a simplex. The
-# control was trained on shuffled labels: it fits as hard, but what it fits are not the classes.
+# control was trained on shuffled labels, on the same images and with the same recipe. It is a control only where it has fitted
+# them; otherwise the attack asks no more than an untrained network does.
+
+# %%
+fitted = [f"random_labels-{seed}" for seed in range(study.seeds)]
+if "random_labels" in study.controls:
+    losses, chance = study.history(fitted).groupby("network").loss.last(), math.log(len(study.summary.classes))
+    display(
+        Markdown(
+            f"The control's loss on its own labels ends at {losses.min():.2f} to {losses.max():.2f} nats; chance is {chance:.2f}"
+            + ("." if losses.max() < chance - claims.NATS else ": **it has not fitted them**, and says little.")
+        )
+    )
 
 # %%
 collapse = attacks.collapse(study)
@@ -413,8 +436,8 @@ if pairs:
     display(Markdown("Rank correlation over layers: " + "; ".join(said) + "."), figures.effect(card, "probe gap"))
 
 # %% [markdown]
-# Layers feed one another, so their number overstates the evidence; a correlation that is not clearly positive here means that
-# CKA's distance and the probe's are different things.
+# Layers feed one another, so their number overstates the evidence; a correlation that is not clearly positive leaves open whether
+# CKA's distance says anything of what can be read.
 #
 # ## What we found, and what would change our mind
 
@@ -427,7 +450,7 @@ figures.survivors(card)
 # verdict that is overturned by one measure and held by all others says as much about that measure as about the claim; one
 # that is overturned by a control is gone.
 #
-# Overview: [00](00_overview.ipynb)
+# Next: [06 Between the objectives](06_between_the_objectives.ipynb) · Overview: [00](00_overview.ipynb)
 #
 # **References.** Song et al. (2012), *Feature selection via dependence maximization*. Davari et al. (2022), *Reliability of CKA as a
 # similarity measure in deep learning*. Cui et al. (2022), *Deconfounded representation similarity*. Huh et al. (2024), *The Platonic

@@ -15,8 +15,9 @@
 # As it stands here this notebook draws the published run on CIFAR-10 from its tables. `artefacts = None` in the next cell trains the
 # networks that its settings ask for instead, a quarter of an hour on two cores if none is there yet.
 #
-# Previous: [05 Is it real?](05_is_it_real.ipynb) · The end of training: [02](02_layerwise_comparison.ipynb), [03](03_divergence.ipynb),
-# [04](04_implicit_objective.ipynb) · Overview: [00](00_overview.ipynb)
+# Previous: [06 Between the objectives](06_between_the_objectives.ipynb) · Next: [08 Auxiliary tasks](08_auxiliary_tasks.ipynb) · The end
+# of training: [02](02_layerwise_comparison.ipynb), [03](03_divergence.ipynb), [04](04_implicit_objective.ipynb) ·
+# Overview: [00](00_overview.ipynb)
 
 # %% tags=["parameters"]
 data = "shapes"  # str: "shapes" (embedded), a torchvision set such as "cifar10", or a folder with train/ and test/
@@ -93,7 +94,8 @@ charts.timeline(
 # *How to read it.* The slider below the figure chooses a moment; it works in JupyterLab, in the report and in any page without a
 # kernel, and a picture shows the end. One line is one network or pair with its 95 % interval; thin grey is the initialisation.
 # Normalised CKA is 1 before the first step by construction: two networks that no objective has touched differ as two seeds do.
-# So the upper panels can only fall from there, and *agreement is formed* when the curve stays near its final value.
+# So the upper panels start at 1 and may go either way (above 1 two objectives are more alike than two seeds of one at that moment),
+# and *agreement is formed* when the curve stays near its final value.
 #
 # ## What was expected, before any result
 #
@@ -134,7 +136,7 @@ figures.markdown(pd.DataFrame(rows))
 # %% [markdown]
 # **Batch norm.** The running averages of the first steps belong to older weights, so that a network evaluated with them would be none
 # that ever was. Every moment, and the end as well, is evaluated with statistics measured over training images. Numbers at the
-# end therefore differ a little from those of 02 to 04, whose networks keep their running averages.
+# end therefore differ a little from those of 02 to 04 for the same study, whose networks keep their running averages.
 
 # %%
 figures.forest(judged, title="What each answer rests on", marks=figures.PREDICTED)
@@ -208,7 +210,8 @@ figures.courses(
 
 # %% [markdown]
 # The same with what a reader gets out: a linear classifier, nearest neighbours, and SimCLR's own loss fitted on frozen features (lower
-# is better), at the pool. They are fitted to few images here, so their level is below that of 03 and 04.
+# is better), at the pool. They are fitted to few images here, so their level is below what the same networks
+# would give with all of them.
 
 # %%
 read = table[table.measure.isin(["class CKA", "view CKA", "linear probe", "10-NN", "NT-Xent"]) & (table.layer == "pool")]
@@ -261,7 +264,7 @@ Markdown("\n".join(f"- **{c.id}**, {c.statement}: **{predictions.outcome(c)}**."
 # would move times without changing what a network ends as. The order of two times in one network is safer than a time by
 # itself. "Share of training" is a choice: by images seen, SimCLR's moments lie later.
 #
-# Overview: [00](00_overview.ipynb)
+# Next: [08 Auxiliary tasks](08_auxiliary_tasks.ipynb) · Overview: [00](00_overview.ipynb)
 #
 # **References.** Kapoor et al. (2025), on alignment in the first epoch; Raghu et al. (2017), *SVCCA*, on layers that converge bottom-up;
 # Kornblith et al. (2019); Chen et al. (2020); Grigg et al. (2021), arXiv 2110.00528.

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # From description to design: what should an auxiliary task ask for, and where?
 #
-# The paper ends on design: *"Our work particularly highlights the importance of the learned intermediate representations, and
+# The paper's abstract ends on design: *"Our work particularly highlights the importance of the learned intermediate representations, and
 # raises critical questions for auxiliary task design"* (Grigg et al. 2021). If SimCLR fits the classes in its middle layers and its
 # own objective in the last ones, three things should follow, and each is a prediction that can fail:
 #
@@ -25,7 +25,8 @@
 # As it stands here this notebook draws the published run on CIFAR-10 from its tables. `artefacts = None` in the next cell trains the
 # networks that its settings ask for instead, a quarter of an hour on two cores if none is there yet.
 #
-# Previous: [05 Is it real?](05_is_it_real.ipynb) · Overview: [00](00_overview.ipynb)
+# Previous: [07 When it happens](07_when_it_happens.ipynb) · Next: [09 Your own models](09_your_own_models.ipynb) ·
+# Overview: [00](00_overview.ipynb)
 
 # %% tags=["parameters"]
 data = "shapes"  # str: "shapes" (embedded), a torchvision set such as "cifar10", or a folder with train/ and test/
@@ -69,7 +70,7 @@ study = Study(
     out=out,
     artefacts=artefacts,
 )
-names = [f"{objective}-{seed}" for objective in auxiliary.objectives(study) for seed in range(seeds)]
+names = [f"{objective}-{seed}" for objective in auxiliary.objectives(study) for seed in range(study.seeds)]
 Markdown(f"**This run:** {study.basis()}; networks of this chapter: {', '.join(names)}.")
 
 # %% [markdown]
@@ -137,6 +138,21 @@ figures.forest([found[i] for i in ("8.1", "8.2", "8.3", "8.5")], title="Cutting:
 for i in ("8.1", "8.2", "8.3", "8.4", "8.5"):
     display(figures.describe(found[i], figures.PREDICTED))
 
+# %%
+def at_pool(cells, objective, measure):
+    names = [f"{objective}-{seed}" for seed in range(study.seeds)]
+    return ", ".join(f"{v:.2f}" for v in auxiliary.curves(cells, names, ["pool"], task, measure).value)
+
+
+peaks = ", ".join(f"{layer} in {name}" for name, layer in tables.peaks.items())
+tuned = "; ".join(f"{said} {at_pool(tables.finetuned, o, 'fine-tuned')}" for o, said in zip(["untrained", "sl", "simclr"], ["from scratch", "SL", "SimCLR"]))
+Markdown(
+    f"On validation images a probe of the class peaks at {peaks}. Fine-tuned whole, networks are right about the {task} of these "
+    f"shares of the test images, chance being {auxiliary.chance(task):.2f}: {tuned}; a probe of SimCLR's pool with nothing tuned of "
+    f"{at_pool(tables.transfer, 'simclr', 'probe')}. Where tuning a whole network ends near chance, 8.5 compares a cut with a "
+    "training that failed, and says nothing of the last stage."
+)
+
 # %% [markdown]
 # ## (b) Where does an auxiliary objective belong?
 #
@@ -153,7 +169,7 @@ for i in ("8.1", "8.2", "8.3", "8.4", "8.5"):
 # study's `controls` name `simclr_sl_top`.
 
 # %%
-other = seeds - 1
+other = study.seeds - 1
 near = pd.concat(
     tables.comparison.curve("sl-0", f"{o}-{other}").assign(network=f"{o}-{other}").drop(columns=["a", "b"])
     for o in shown
@@ -218,8 +234,9 @@ charts.curves(rows, domain=None, width=420, title="CKA with SL of another seed: 
 figures.forest([found[i] for i in ("8.10", "8.11", "8.12")], title="Pulling: what the predictions rest on", marks=figures.PREDICTED)
 
 # %% [markdown]
-# *How to read it.* The two curves share initial weights, batches and views up to the pull. Where they end tells whether it brought
-# the network nearer to SL; the accuracy tells whether that helped.
+# *How to read it.* SimCLR and SimCLR with prototypes share initial weights, batches and views; the line of SL, another seed of the
+# target itself, is the ceiling. Where they end tells whether the pull brought the network nearer to SL; the accuracy tells whether that
+# helped.
 
 # %%
 for i in ("8.10", "8.11", "8.12"):
@@ -236,7 +253,7 @@ for i in ("8.10", "8.11", "8.12"):
 #
 # To train the two optional controls: `-p controls "[sl_simclr_views, random_labels, simclr_sl_top, simclr_random_prototypes]"`.
 #
-# Previous: [05 Is it real?](05_is_it_real.ipynb) · Overview: [00](00_overview.ipynb)
+# Next: [09 Your own models](09_your_own_models.ipynb) · Overview: [00](00_overview.ipynb)
 #
 # **References.** Grigg et al. (2021), arXiv 2110.00528. Bordes et al. (2022), *Guillotine regularization: why removing layers is
 # needed to improve generalization in self-supervised learning*. Caron et al. (2020), *Unsupervised learning of visual features by
@@ -246,7 +263,7 @@ for i in ("8.10", "8.11", "8.12"):
 
 # %% [markdown]
 # ---
-# Versions, parameters and time of this execution:
+# How the numbers are made, and versions, parameters and time of this execution:
 
 # %%
-figures.markdown(study.colophon())
+display(figures.markdown(study.protocol(auxiliary.names(study))), figures.markdown(study.colophon()))

@@ -67,8 +67,7 @@ charts.heatmap(cka.compare(networks, images, layers=layers, batch_size=batch_siz
 
 # %% [markdown]
 # *How to read it.* Rows are layers of one network, columns of the other, from the input (top, left) to the output. Yellow: the
-# two layers agree on which images are alike. Point at a cell for its value and interval. Random networks agree most near the
-# input, where both still see the pixels.
+# two layers agree on which images are alike. Point at a cell for its value and interval.
 #
 # For **your own weights** replace the two constructors. A file saved with `torch.save(model.state_dict(), file)` is loaded by
 
@@ -234,8 +233,8 @@ for what, attempt in tries.items():
 # %% [markdown]
 # ## What we found, and what would change our mind
 #
-# Networks that have learnt nothing already agree where both are close to the pixels, and differ further on; the preprocessing
-# alone can move a layer. So for your own pair: show the baselines beside the value, and look at the images on which the
+# Networks that have learnt nothing can agree at every depth (the twin's line above), far beyond what they share with the pixels,
+# and the preprocessing alone can move a layer. So for your own pair: show the baselines beside the value, and look at the images on which the
 # layers disagree before believing a number. A few hundred images give the intervals above; more images narrow them.
 #
 # Overview: [00](00_overview.ipynb)

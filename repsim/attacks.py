@@ -355,7 +355,7 @@ def verdicts(study: Study) -> tuple[list[Claim], dict[str, list[Claim]]]:
     attacks = {
         "biased estimator": claims.judge(rb.estimated(base, "biased"), probe, contrastive),
         "RBF kernel": clean(rbf(study)),
-        "top 1 % of images dropped": clean(trimmed(study)),
+        "images in any top 1 % dropped": clean(trimmed(study)),
         "input regressed out": claims.judge(rb.attacked(base, rb.without_input), probe, contrastive),
         "no seed ceilings": [c(rb.attacked(base, rb.without_ceilings)) for c in (c2, c3, c4)],
     }

@@ -42,6 +42,11 @@ def objectives(study: Study) -> list[str]:
     return [*NETWORKS, *(name for name in CONTROLS if name in study.controls)]
 
 
+def names(study: Study) -> list[str]:
+    """All networks of the chapter: those that it trains, and those beside them."""
+    return networks(study, [*BESIDE, *objectives(study)])
+
+
 def networks(study: Study, objectives: Sequence[str]) -> list[str]:
     return [f"{objective}-{seed}" for objective in objectives for seed in range(study.seeds)]
 
@@ -100,6 +105,11 @@ def second(study: Study) -> dict[str, dict[str, data.ImageSet]]:
         for task in found:
             found[task][part] = data.ImageSet(images, *labels[task], factors)
     return found
+
+
+def chance(task: str) -> float:
+    """Accuracy of a guess."""
+    return 1 / {"texture": len(shapes.TEXTURES), "colour": HUES, "shape": len(shapes.SHAPES)}[task]
 
 
 def transfer(study: Study, names: Sequence[str]) -> pd.DataFrame:
@@ -195,9 +205,9 @@ def own(study: Study, names: Sequence[str]) -> pd.DataFrame:
 
 def comparison(study: Study) -> Comparison:
     """CKA of the study's networks and this chapter's at every depth, with the classes, and of two views."""
-    names = networks(study, [*BESIDE, *objectives(study)])
+    used = names(study)
     return study.compared(
-        "cka-auxiliary", lambda: study.compare(names, layers=depths(study), estimators=("unbiased",)), names
+        "cka-auxiliary", lambda: study.compare(used, layers=depths(study), estimators=("unbiased",)), used
     )
 
 
@@ -234,7 +244,7 @@ def tables(study: Study) -> Tables:
     probe = probe[probe["layer"].isin(depths(study))]
     best = probe.loc[probe.groupby("network")["validation_accuracy"].idxmax()]
     return Tables(
-        rb.cells(own(study, networks(study, [*BESIDE, *objectives(study)]))),
+        rb.cells(own(study, names(study))),
         rb.cells(moved),
         rb.cells(finetuned(study, cutting)),
         comparison(study),
@@ -307,7 +317,7 @@ def cut_at_peak(t: Tables) -> Claim:
                     lambda c, n=network, a=at, o=other, t=task: c(n, a, t, "probe") - c(n, o, t, "probe")
                 )
                 found.append(Estimate(f"{network}, {at} for {other}", *value))
-        parts.append(Part(f"{task}: no depth is better than the peak's by {EFFECT:g}", "above", -EFFECT, tuple(found)))
+        parts.append(Part(f"{task}: accuracy at the peak's depth less that at any other", "above", -EFFECT, tuple(found)))
     return Claim(
         "8.4", "where SimCLR's class information peaks is where to cut it for another task", tuple(parts), t.basis
     )

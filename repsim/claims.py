@@ -174,8 +174,13 @@ def normalised(cell: Cell, pair: Pair, layers: Sequence[str]) -> np.ndarray:
     1 says that the two objectives differ no more than two seeds of one do.
     """
     (a, b), (a2, b2) = pair.networks, pair.siblings
-    with np.errstate(invalid="ignore"):  # NaN, hence undecided, where seeds have nothing in common
-        return np.mean([cell(a, l, b, l) / np.sqrt(cell(a, l, a2, l) * cell(b, l, b2, l)) for l in layers], axis=0)
+    return np.mean([relative(cell(a, l, b, l), cell(a, l, a2, l), cell(b, l, b2, l)) for l in layers], axis=0)
+
+
+def relative(cross: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """cross / sqrt(first second), a CKA relative to two ceilings; NaN, hence undecided, where seeds have nothing in common."""
+    first, second = (np.where(np.asarray(ceiling) > 0, ceiling, np.nan) for ceiling in (first, second))
+    return cross / np.sqrt(first * second)
 
 
 @dataclass(frozen=True)
@@ -247,7 +252,7 @@ def c2(evidence: Evidence) -> Claim:
     floor = [est(str(p), lambda c, p=p: above_floor(c, p)) for p in pairs(evidence.seeds)]
     parts = (
         evidence.part("normalised CKA of middle post-residual layers is high", "above", SIMILAR, score),
-        evidence.part("it is above the CKA of either with an untrained network", "above", 0.0, floor),
+        evidence.part("CKA of these layers is above that of either network with an untrained one", "above", 0.0, floor),
     )
     return Claim("C2", "the intermediate representations are similar", parts, evidence.basis)
 
@@ -262,7 +267,7 @@ def c3(evidence: Evidence) -> Claim:
     ]
     parts = (
         evidence.part("normalised CKA of middle residual layers is low", "below", SIMILAR, low),
-        evidence.part("it is lower than that of post-residual layers", "above", EFFECT, gap),
+        evidence.part("it is lower than the normalised CKA of middle post-residual layers", "above", EFFECT, gap),
     )
     return Claim("C3", "they are reached by dissimilar means (residual layers)", parts, evidence.basis)
 
@@ -282,7 +287,7 @@ def c4(evidence: Evidence) -> Claim:
     faster = [est(str(p), lambda c, p=p: drop(c, p) - before(c, p)) for p in pairs(evidence.seeds)]
     parts = (
         evidence.part("normalised CKA falls from the end of stage 3 to the pool", "above", EFFECT, falls),
-        evidence.part("by more than from the end of stage 1 to the end of stage 3", "above", 0.0, faster),
+        evidence.part("it falls by more there than from the end of stage 1 to the end of stage 3", "above", 0.0, faster),
     )
     return Claim("C4", "the representations diverge rapidly in the last few layers", parts, evidence.basis)
 
@@ -307,7 +312,7 @@ def c5(evidence: Evidence, probe: pd.DataFrame) -> Claim:
     accuracy = [rise_of(probe, n, first(layers), "pool") for n in trained]
     parts = (
         evidence.part("CKA with the classes rises from the first block to the pool", "above", EFFECT, rise),
-        evidence.part("over the last stage it rises more in SL than in SimCLR", "above", EFFECT, faster),
+        evidence.part("over the last stage CKA with the classes rises more in SL than in SimCLR", "above", EFFECT, faster),
         evidence.part("linear-probe accuracy rises from the first block to the pool", "above", EFFECT, accuracy),
     )
     return Claim("C5", "the last layers fit the classes, much faster in SL", parts, evidence.basis)
@@ -331,13 +336,13 @@ def c6(evidence: Evidence) -> Claim:
             [est(n, lambda c, n=n: rise(c, n, begin, "pool")) for n in simclr],
         ),
         evidence.part(
-            "sharply at the end: over the last stage alone",
+            "CKA between two views rises over the last stage alone in SimCLR",
             "above",
             EFFECT,
             [est(n, lambda c, n=n: rise(c, n, middle, "pool")) for n in simclr],
         ),
         evidence.part(
-            "it does not rise in SL",
+            "CKA between two views does not rise from the first block to the pool in SL",
             "below",
             EFFECT,
             [est(n, lambda c, n=n: rise(c, n, begin, "pool")) for n in sl],
@@ -370,7 +375,7 @@ def c7(evidence: Evidence, probe: pd.DataFrame, contrastive: pd.DataFrame) -> Cl
             [est(n, lambda c, n=n: labels(c, n)) for n in simclr],
         ),
         evidence.part(
-            "so does linear-probe accuracy",
+            "linear-probe accuracy grows there in SimCLR",
             "above",
             EFFECT,
             [rise_of(probe, n, begin, middle) for n in simclr],
@@ -382,7 +387,7 @@ def c7(evidence: Evidence, probe: pd.DataFrame, contrastive: pd.DataFrame) -> Cl
             [est(n, lambda c, n=n: views(c, n)) for n in sl],
         ),
         evidence.part(
-            "nor does a fitted projection's contrastive loss fall there in SL",
+            "the contrastive loss of a fitted projection does not fall there in SL",
             "below",
             NATS,
             [rise_of(contrastive, n, middle, begin, "loss") for n in sl],

@@ -74,6 +74,28 @@ def found(part: Part) -> str:
     return f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
 
 
+def learnt(probe: pd.DataFrame, classes: int) -> Markdown:
+    """Linear probes at the pool beside the baselines, and a warning where an objective is not above them.
+
+    probe: network, layer, accuracy, low, high of untrained, SL and SimCLR networks and of the pixels.
+    """
+    rows = probe[probe["layer"].isin(["pool", "pixels"])].assign(of=lambda t: t["network"].map(charts.objective))
+    of = dict(list(rows.groupby("of", sort=False)))
+    read = {name: ", ".join(f"{v:.2f}" for v in part["accuracy"]) for name, part in of.items()}
+    titles = {"sl": "SL", "simclr": "SimCLR", "untrained": "untrained", "pixels": "raw pixels"}
+    said = "; ".join(f"{title} {read[name]}" for name, title in titles.items() if name in read)
+    bar = max(of[name]["high"].max() for name in ("untrained", "pixels") if name in of)
+    weak = [titles[name] for name in ("sl", "simclr") if not of[name]["low"].min() > bar]
+    warning = (
+        f" **{' and '.join(weak)} {'are' if len(weak) > 1 else 'is'} not clearly above these baselines in every seed: the "
+        "verdicts of such a run show the method, they say little of the objectives.**"
+    )
+    return Markdown(
+        f"*Have the networks learnt the classes?* Linear probes at the pool read {said}; chance is {1 / classes:.2f}."
+        f"{warning if weak else ''}"
+    )
+
+
 def describe(claim: Claim, marks: Mapping[str, str] = MARKS) -> Markdown:
     """A claim's verdict and what decided it, as a paragraph; of a prediction with the marks PREDICTED."""
     word = {verdict: mark[2:] for verdict, mark in marks.items()}
@@ -244,10 +266,11 @@ def over_time(
         heading = alt.Title(str(value), fontSize=13, fontWeight="normal", offset=6)
         width = 820 // columns - 30
         parts.append(alt.layer(band, line).properties(width=width, height=170, title=heading))
-    ends = table[table["share"].isin([shares[0], shares[-1]])].groupby([by, color], sort=False)["value"]
-    words = "; ".join(f"{' '.join(map(str, key))} {rows.min():.2f} to {rows.max():.2f}" for key, rows in ends)
+    ends = table.groupby([by, color, "share"], sort=False)["value"].mean().unstack()
+    ends = ends.rename(columns=float)[[shares[0], shares[-1]]]
+    words = "; ".join(f"{' '.join(map(str, key))} from {a:.2f} to {b:.2f}" for key, a, b in ends.itertuples())
     chart = alt.concat(*parts, columns=columns, spacing=20).properties(title=title)
-    return chart.properties(description=f"{title}. {y_title} at the start and the end of training: {words}.")
+    return chart.properties(description=f"{title}. {y_title} from the start to the end of training: {words}.")
 
 
 def _places(shares: Sequence[float]) -> list[float]:
@@ -299,13 +322,19 @@ def courses(table: pd.DataFrame, x: str, y: str, *, x_title: str, y_title: str, 
     )
 
 
-# A held verdict is quiet, an overturned one is not; each has its sign, so that colour is not needed to tell them apart
+# A held verdict is quiet, an overturned one is not: background and ink of a tile
 OUTCOMES = {
-    "held": ("✔", "#dcefe9", "#00735c"),
-    "decided": ("◆", "#dbe9f6", "#0b4f8a"),
-    "weakened": ("○", "#f6e8c3", "#6b4e00"),
-    "overturned": ("✘", "#a3260f", "#ffffff"),
+    "held": ("#dcefe9", "#00735c"),
+    "decided": ("#dbe9f6", "#0b4f8a"),
+    "weakened": ("#f6e8c3", "#6b4e00"),
+    "overturned": ("#a3260f", "#ffffff"),
+    "not tested": ("#f2f3f5", "#57606a"),
 }
+
+
+def sign(outcome: str, after: str) -> str:
+    """Of a verdict under attack: = held, – not tested, or an arrow to what it has become."""
+    return {"held": "=", "not tested": "–"}.get(outcome, f"→{MARKS[after][0]}")
 
 
 def card(table: pd.DataFrame, *, title: str) -> alt.LayerChart:
@@ -316,7 +345,7 @@ def card(table: pd.DataFrame, *, title: str) -> alt.LayerChart:
     """
     if table.empty:
         raise ValueError("table: expected at least one row, got none")
-    table = table.assign(sign=[OUTCOMES[o][0] for o in table["outcome"]])
+    table = table.assign(sign=list(map(sign, table["outcome"], table["after"])))
     claims = sorted(table["claim"].unique())
     before = table.drop_duplicates("claim").set_index("claim")["before"]
     heads = json.dumps({c: [c, before[c]] for c in claims}) + "[datum.value]"
@@ -334,20 +363,18 @@ def card(table: pd.DataFrame, *, title: str) -> alt.LayerChart:
     present = [o for o in OUTCOMES if o in set(table["outcome"])]
     shade = alt.Color(
         "outcome:N",
-        scale=alt.Scale(domain=present, range=[OUTCOMES[o][1] for o in present]),
+        scale=alt.Scale(domain=present, range=[OUTCOMES[o][0] for o in present]),
         legend=alt.Legend(
             title=None,
             orient="bottom",
             symbolType="square",
             symbolSize=260,
             symbolStrokeColor=MUTED,
-            labelFont=SIGNS,
-            labelExpr=json.dumps({o: f"{OUTCOMES[o][0]} {o}" for o in present}) + "[datum.value]",
         ),
     )
-    ink = alt.Color("outcome:N", scale=alt.Scale(domain=present, range=[OUTCOMES[o][2] for o in present]), legend=None)
+    ink = alt.Color("outcome:N", scale=alt.Scale(domain=present, range=[OUTCOMES[o][1] for o in present]), legend=None)
     tiles = base.mark_rect(stroke="#ffffff", strokeWidth=2).encode(color=shade)
-    signs = base.mark_text(fontSize=15).encode(text="sign:N", color=ink)
+    signs = base.mark_text(fontSize=15, font=SIGNS).encode(text="sign:N", color=ink)
     counts = table["outcome"].value_counts()
     words = ", ".join(f"{counts[o]} {o}" for o in present)
     chart = alt.layer(tiles, signs).resolve_scale(color="independent")
@@ -361,7 +388,7 @@ def card_table(rows: Sequence[Mapping[str, str]]) -> Markdown:
     if not rows:
         return Markdown("*No attacks have been made on these verdicts yet; notebook 05 makes them.*")
     table = pd.DataFrame(rows)
-    table["sign"] = [OUTCOMES[outcome][0] for outcome in table["outcome"]]
+    table["sign"] = list(map(sign, table["outcome"], table["after"]))
     heads = {c: f"{c} ({v})" for c, v in table.drop_duplicates("claim").set_index("claim")["before"].items()}
     wide = table.pivot(index="attack", columns="claim", values="sign").fillna("").loc[table["attack"].unique()]
     return markdown(wide.rename(columns=heads).reset_index())
@@ -375,13 +402,15 @@ def effect(table: pd.DataFrame, *attacks: str) -> Markdown:
         if rows.empty:
             said.append(f"Under *{attack}*: not judged in this run.")
             continue
-        same = [f"{r.claim} ({r.after})" for r in rows.itertuples() if r.outcome == "held"]
-        other = [
-            f"**{r.claim} {r.outcome}** ({r.before}, now {r.after}: {r.because})"
+        why = {SUPPORTED: "", NOT_SUPPORTED: "what fails: ", UNDECIDED: "what is undecided: "}
+        parts = [
+            f"**{r.claim} {r.outcome}** ({r.before}, now {r.after}; {why[r.after]}{r.because})"
             for r in rows.itertuples()
-            if r.outcome != "held"
+            if r.because
         ]
-        parts = [*other, *([f"held: {', '.join(same)}"] if same else [])]
+        for quiet in ("held", "not tested"):
+            same = [f"{r.claim} ({r.after})" for r in rows.itertuples() if r.outcome == quiet]
+            parts += [f"{quiet}: {', '.join(same)}"] if same else []
         said.append(f"Under *{attack}*: {'; '.join(parts)}.")
     return Markdown("\n\n".join(said))
 
@@ -432,11 +461,14 @@ def scatter(table: pd.DataFrame, x: str, y: str, *, x_title: str, y_title: str, 
 
 
 def survivors(table: pd.DataFrame) -> Markdown:
-    """Which verdicts no attack touches, and which ones fall, to what (`robustness.card`)."""
+    """Of each verdict the attacks that change it, how many it holds under, and which could not test it (`robustness.card`)."""
     said = []
     for claim, rows in table.groupby("claim"):
         by = {o: rows.loc[rows["outcome"] == o, "attack"].tolist() for o in OUTCOMES}
-        fallen = [f"{o} by {', '.join(by[o])}" for o in ("overturned", "weakened", "decided") if by[o]]
-        what = "; ".join(fallen) if fallen else f"holds under all {len(rows)} attacks"
+        what = [f"{o} by {', '.join(by[o])}" for o in ("overturned", "weakened", "decided") if by[o]]
+        tested = len(rows) - len(by["not tested"])
+        what += [f"holds under {'all ' if not what else ''}{len(by['held'])} of {tested} attacks"] if tested else []
+        what += [f"not tested by {', '.join(by['not tested'])}"] if by["not tested"] else []
+        what = "; ".join(what)
         said.append(f"- **{claim}** ({rows['before'].iloc[0]}): {what}.")
     return Markdown("\n".join(said))

@@ -194,7 +194,10 @@ class Parting:
         a, b = (TITLES[name] for name in self.step)
         if self.decided:
             return f"{self.layers}: between **{a} and {b}**, by more than at any other step, whatever the seed"
-        return f"{self.layers}: **open**; the largest mean drop is between {a} and {b}, but not by its interval for every seed"
+        return (
+            f"{self.layers}: **no single step**; the largest mean drop is between {a} and {b}, but it does not exceed every other one "
+            "for every seed"
+        )
 
 
 def partings(evidence: Evidence) -> list[Parting]:

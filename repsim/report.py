@@ -24,7 +24,7 @@ from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
 from repsim import store
-from repsim.figures import MARKS, OUTCOMES
+from repsim.figures import MARKS, OUTCOMES, sign
 from repsim.predictions import OUTCOMES as PREDICTED
 from repsim.render import MIME
 
@@ -314,7 +314,7 @@ def write(
         claims=claims,
         verdicts={verdict: mark.split()[0] for verdict, mark in MARKS.items()},
         card=_matrix(card),
-        outcomes={outcome: sign for outcome, (sign, *_) in OUTCOMES.items()},
+        sign=sign,
         notebooks=[everything[path.stem] for path in paths],
         light=light,
         dark=dark,

@@ -8,6 +8,7 @@ rules and thresholds (`repsim.claims`), and the outcome is, for each claim that 
     weakened     it was supported or not supported, and is undecided now
     overturned   supported has become not supported, or the reverse
     decided      it was undecided, and is supported or not supported now
+    not tested   it was not supported, on account of a number that the attack does not measure again
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from repsim import claims, store
-from repsim.claims import EFFECT, SIMILAR, UNDECIDED, Cell, Claim, Estimate, Evidence, Pair, Part
+from repsim.claims import EFFECT, NOT_SUPPORTED, SIMILAR, UNDECIDED, Cell, Claim, Estimate, Evidence, Pair, Part
 from repsim.comparison import Comparison
 from repsim.measures import deconfounded_cka
 
-HELD, WEAKENED, OVERTURNED, DECIDED = "held", "weakened", "overturned", "decided"
+HELD, WEAKENED, OVERTURNED, DECIDED, UNTESTED = "held", "weakened", "overturned", "decided", "not tested"
 ALPHA = 0.05  # of the family-wise error of a null
 
 Wrap = Callable[[Cell], Cell]
@@ -55,13 +56,15 @@ def card(base: Sequence[Claim], attacks: Mapping[str, Sequence[Claim]]) -> pd.Da
     Raises:
         ValueError: an attack on a claim that is not in `base`.
     """
-    before = {claim.id: claim.verdict for claim in base}
+    before, failing = {claim.id: claim.verdict for claim in base}, {claim.id: _failing(claim) for claim in base}
     rows = []
     for attack, judged in attacks.items():
         for claim in judged:
             if claim.id not in before:
                 raise ValueError(f"attacks: expected claims among {', '.join(before)}, got {claim.id} under {attack!r}")
             changed = outcome(before[claim.id], claim.verdict)
+            if changed == HELD and failing[claim.id] & _failing(claim):
+                changed = UNTESTED
             decisive = [part.statement for part in claim.parts if part.verdict == claim.verdict]
             rows.append(
                 {
@@ -70,10 +73,20 @@ def card(base: Sequence[Claim], attacks: Mapping[str, Sequence[Claim]]) -> pd.Da
                     "before": before[claim.id],
                     "after": claim.verdict,
                     "outcome": changed,
-                    "because": "" if changed == HELD else "; ".join(decisive),
+                    "because": "" if changed in (HELD, UNTESTED) else "; ".join(decisive),
                 }
             )
     return pd.DataFrame(rows, columns=["claim", "attack", "before", "after", "outcome", "because"])
+
+
+def _failing(claim: Claim) -> set[tuple[str, Estimate]]:
+    """The numbers that are wholly on the side that is not claimed; equal ones in two claims were not measured anew."""
+    return {
+        (part.statement, e)
+        for part in claim.parts
+        for e in part.estimates
+        if dataclasses.replace(part, estimates=(e,)).verdict == NOT_SUPPORTED
+    }
 
 
 def keep_card(table: pd.DataFrame, out: str | Path) -> pd.DataFrame:
@@ -273,7 +286,7 @@ def beyond_random_labels(claim: Claim, evidence: Evidence) -> Claim:
 
     control = claims.pairs(evidence.seeds, "sl", "random_labels")
     more = [evidence.estimate(str(p), lambda c, p=p: rise(c, p.networks[0]) - rise(c, p.networks[1])) for p in control]
-    part = evidence.part("it rises more than in a network trained on shuffled labels", "above", EFFECT, more)
+    part = evidence.part("CKA with the classes rises more than in a network trained on shuffled labels", "above", EFFECT, more)
     return dataclasses.replace(claim, parts=(*claim.parts, part))
 
 
@@ -295,7 +308,7 @@ def stitched(claim: Claim, evidence: Evidence, classes: int) -> Claim:
         evidence.part(
             "stitched accuracy above chance, relative to another SL seed's, is high", "above", SIMILAR, score
         ),
-        evidence.part("it is above that with an untrained network", "above", 0.0, floor),
+        evidence.part("stitched accuracy is above that with an untrained network", "above", 0.0, floor),
     )
     return dataclasses.replace(claim, parts=parts)
 

@@ -365,9 +365,12 @@ class Study:
         }
         return pd.DataFrame({"what": rows.keys(), "how": rows.values()})
 
-    def protocol(self) -> pd.DataFrame:
-        """How the numbers of this study are made: two columns, what and how. Every table's file carries it."""
-        rows = self._protocol()
+    def protocol(self, networks: Sequence[str] | None = None) -> pd.DataFrame:
+        """How the numbers of this study are made: two columns, what and how. Every table's file carries it.
+
+        networks: where they are not those that the study itself trains.
+        """
+        rows = self._protocol() | ({"networks": ", ".join(networks)} if networks else {})
         return pd.DataFrame({"what": rows.keys(), "how": rows.values()})
 
     def _protocol(self) -> dict[str, str]:

@@ -55,6 +55,7 @@ class Settings:
     temperature: float = 0.5  # of NT-Xent, SupCon and NSCL
     projection: int = 128  # dimensions of the projection head's output
     hidden: int | None = None  # its hidden units; as many as the backbone has features if None
+    precision: str = "auto"  # of the network's passes: "float32", "bfloat16" (autocast), or by device: bfloat16 on CUDA
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -66,6 +67,8 @@ class Settings:
             raise ValueError(f"objective: expected one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
         if self.optimizer not in ("sgd", "lars"):
             raise ValueError(f"optimizer: expected sgd or lars, got {self.optimizer!r}")
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise ValueError(f"precision: expected auto, float32 or bfloat16, got {self.precision!r}")
         if self.epochs < 0 or self.batch_size < 2:
             raise ValueError(f"epochs, batch_size: expected >= 0 and >= 2, got {self.epochs} and {self.batch_size}")
         if not (self.learning_rate > 0 and self.temperature > 0 and math.isfinite(self.learning_rate)):
@@ -214,7 +217,8 @@ def _loss(
         x = augment.turn(x, labels[rows].repeat(n))
     x = x.contiguous(memory_format=torch.channels_last)
     targets: tuple[Tensor, ...] = ()
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda), _pooled(network, objective.layer) as found:
+    half = x.is_cuda if settings.precision == "auto" else settings.precision == "bfloat16"
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=half), _pooled(network, objective.layer) as found:
         outputs = network(x).chunk(n)
         if objective.slow:
             with torch.no_grad():
@@ -470,7 +474,7 @@ def _newest(final: Path, settings: Settings) -> tuple[dict[str, Tensor], dict[st
         except store.Damaged as error:
             warnings.warn(f"{error}; going back to the checkpoint before it", stacklevel=2)
             continue
-        if meta["settings"] != dataclasses.asdict(settings):
+        if Settings(**meta["settings"]) != settings:
             raise ValueError(f"{checkpoint}: a checkpoint of other settings, {meta['settings']}; remove or rename it")
         return tensors, meta
     return {}, {}

@@ -266,7 +266,7 @@ def test_the_card_is_a_table_of_attacks_and_claims(soup):
     heads = [th.get_text(" ", strip=True) for th in table.select("thead th[scope=col]")]
     assert heads == ["attack", "C1 ✔ supported", "C2 ○ undecided"]
     rows = {tr.th.text: [td.get_text(" ", strip=True) for td in tr.select("td")] for tr in table.select("tbody tr")}
-    assert rows == {"biased estimator": ["✔ held", "◆ decided"], "RBF kernel": ["✘ overturned", ""]}
+    assert rows == {"biased estimator": ["= held", "→✔ decided"], "RBF kernel": ["→✘ overturned", ""]}
     assert [td.get("class") for td in table.select("td")] == [["held"], ["decided"], ["overturned"], None]
     changed = [li.text for li in soup.select("#top .because li")]
     assert changed[0] == "C2 under biased estimator: decided, from undecided to supported: normalised CKA is <high>"

@@ -36,6 +36,20 @@ def test_the_same_settings_give_the_same_bits(images, uninterrupted, tmp_path):
     assert not torch.equal(weights(other), weights(uninterrupted))
 
 
+def test_precision_is_of_the_passes_alone(images, uninterrupted, tmp_path):
+    """On the CPU "auto" is float32; in bfloat16 the course is another, close to it, of float32 weights."""
+    full, half = (
+        train.train(dataclasses.replace(SETTINGS, precision=p), images, tmp_path, progress=False)
+        for p in ("float32", "bfloat16")
+    )
+    assert torch.equal(weights(full), weights(uninterrupted))
+    assert {v.dtype for v in half.model.parameters()} == {torch.float32}
+    step = weights(full) - weights(train.train(dataclasses.replace(SETTINGS, epochs=0), images, tmp_path))
+    assert 0 < (weights(half) - weights(full)).norm() < 0.2 * step.norm()
+    assert abs(half.history.loss - full.history.loss).max() < 0.02
+    assert len({dataclasses.replace(SETTINGS, precision=p).key("") for p in ("auto", "float32", "bfloat16")}) == 3
+
+
 def test_what_is_trained_is_loaded(images, tmp_path, monkeypatch):
     first = train.train(SETTINGS, images, tmp_path, progress=False)
     monkeypatch.setattr(train, "_train", None)  # training again would fail
@@ -74,12 +88,15 @@ def test_training_lowers_the_loss(objective, images, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "stop, objective, optimizer",
-    [(stop, "simclr", optimizer) for stop in (1, 2, 3, 4, 5) for optimizer in ("sgd", "lars")]
-    + [(stop, objective, "sgd") for stop in (2, 4) for objective in ("byol", "reading", "rotation")],
+    "stop, objective, optimizer, precision",
+    [(stop, "simclr", optimizer, "auto") for stop in (1, 2, 3, 4, 5) for optimizer in ("sgd", "lars")]
+    + [(stop, objective, "sgd", "auto") for stop in (2, 4) for objective in ("byol", "reading", "rotation")]
+    + [(3, objective, "sgd", "bfloat16") for objective in ("simclr", "byol")],
 )
-def test_a_run_stopped_at_any_step_ends_with_the_same_bits(images, tmp_path, monkeypatch, stop, objective, optimizer):
-    settings = dataclasses.replace(SETTINGS, objective=objective, optimizer=optimizer)
+def test_a_run_stopped_at_any_step_ends_with_the_same_bits(
+    images, tmp_path, monkeypatch, stop, objective, optimizer, precision
+):
+    settings = dataclasses.replace(SETTINGS, objective=objective, optimizer=optimizer, precision=precision)
     whole = train.train(settings, images, tmp_path / "whole", progress=False)
     monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)  # after every step
     calls, step = [], train.learning_rate
@@ -297,6 +314,7 @@ def test_lars_scales_each_gradient_by_its_trust_ratio():
     [
         ({"objective": "guess"}, "objective: .*'guess'"),
         ({"optimizer": "adam"}, "optimizer: .*'adam'"),
+        ({"precision": "fp16"}, "precision: expected auto, float32 or bfloat16, got 'fp16'"),
         ({"epochs": -1}, "epochs"),
         ({"epochs": 1.5}, "epochs: expected int, got 1.5"),
         ({"batch_size": 1}, "batch_size"),
