@@ -16,7 +16,6 @@ On CPUs of one kind the results are the same to the last bit for any --jobs and 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import hashlib
 import json
@@ -38,7 +37,7 @@ from doit.cmd_base import ModuleTaskLoader
 from doit.doit_cmd import DoitMain
 from papermill.engines import NBClientEngine, papermill_engines
 
-from repsim import data, predictions, publish, report, robustness, store, study
+from repsim import data, publish, report, robustness, store, study
 from repsim.study import Study
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ FURTHER = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One execution of a notebook."""
 
@@ -105,21 +104,16 @@ def inputs(job: Job, by_name: dict[str, Job], images: str) -> str:
 
 def is_folder(source: object) -> bool:
     """Whether a study's images are a folder, rather than a set that has a name."""
-    return (
-        isinstance(source, str) and source not in ("shapes", *data.TORCHVISION) and Path(source).expanduser().is_dir()
-    )
+    named = isinstance(source, str) and source.lower() in ("shapes", *data.TORCHVISION)
+    return isinstance(source, str) and not named and Path(source).expanduser().is_dir()
 
 
 def folder_state(folder: object) -> str:
     """Names, sizes and times of all files of an image folder; empty for images that have a name."""
     if not is_folder(folder):
         return ""
-    entries = []
-    for directory, _, files in os.walk(folder):
-        for file in files:
-            status = os.stat(os.path.join(directory, file))
-            entries.append((directory, file, status.st_size, status.st_mtime_ns))
-    return store.digest(sorted(entries))
+    files = ((path, path.stat()) for path in sorted(Path(folder).expanduser().rglob("*")) if path.is_file())
+    return store.digest([(str(path), status.st_size, status.st_mtime_ns) for path, status in files])
 
 
 def left(job: Job, out: Path, notebook: dict) -> str:
@@ -226,9 +220,11 @@ def execute(job: Job, out: Path, state: str, live: bool = False) -> str | None:
             except papermill.PapermillExecutionError as error:
                 failure = error
                 break
-            except RuntimeError as error:  # two kernels that start at once may choose the same port, and one dies of it
-                if not starts_left or "before replying" not in str(error):
-                    raise
+            except RuntimeError as error:
+                if starts_left and "before replying" in str(error):
+                    continue  # two kernels that start at once may choose the same port, and one dies of it
+                status.finish("failed")
+                return f"{job.name}: {error}, as one does that is out of memory; {output} is as it was"
         notebook = nbformat.read(executed, as_version=4)
     for cell in notebook.cells:  # progress bars are for the terminal
         if cell.cell_type == "code":
@@ -253,7 +249,10 @@ def end_with_parent() -> None:
 def attempt(job: Job, out: Path, state: str, live: bool, cluster: Jobs | None) -> bool:
     """Execute one notebook, here or as a job of the cluster; whether it succeeded."""
     end_with_parent()
-    failure = cluster.call(job.name, execute, job, out, state) if cluster else execute(job, out, state, live)
+    try:
+        failure = cluster.call(job.name, execute, job, out, state) if cluster else execute(job, out, state, live)
+    except Exception as error:  # of which doit would say nothing
+        failure = f"{job.name}: {type(error).__name__}: {error}"
     if failure:
         print(f"  {failure}", file=sys.stderr)
     return failure is None
@@ -267,21 +266,27 @@ def duration(executed: Path) -> float | None:
         return None
 
 
-def collect(out: Path, planned: list[Job]) -> None:
-    """claims.json, predictions.json and index.html from whatever has been executed."""
-    verdicts = []
-    for path in sorted((out / "claims").glob("*.json")):
-        with contextlib.suppress(ValueError):  # damaged, and its notebook not selected
-            verdicts.append(json.loads(path.read_text()))
-    card = robustness.kept_card(out, verdicts)
+def collect(out: Path, states: dict[Job, str], planned: list[Job]) -> None:
+    """claims.json, predictions.json and index.html from what has been executed with these settings, images and sources."""
+    fresh = [job for job, state in states.items() if up_to_date(job, out, state)]
+    left = sorted(file for job in fresh for file in job.leaves)
+    verdicts = [json.loads((out / file).read_text()) for file in left if file.startswith("claims/")]
+    card = robustness.kept_card(out, verdicts) if "card.json" in left else []
     verdicts = robustness.with_card(verdicts, card)
     store.write(out / "claims.json", json.dumps(verdicts, indent=1, allow_nan=False) + "\n")
-    predicted = predictions.kept(out)
+    predicted = [
+        row for file in left if file.startswith("predictions/") for row in json.loads((out / file).read_text())
+    ]
     store.write(out / "predictions.json", json.dumps(predicted, indent=1, allow_nan=False) + "\n")
-    further = [job for job in jobs(planned[-1].parameters, further=True) if job.output(out).exists()]
-    order = sorted({job.name: job for job in (*further, *planned)}.values(), key=lambda job: job.name)
-    summary = report.summarise(verdicts, card, predicted)
-    report.write([job.output(out) for job in order], out / "index.html", claims=verdicts, card=card, summary=summary)
+    shown = sorted((job for job in states if job in planned or job.output(out).exists()), key=lambda job: job.name)
+    report.write(
+        [job.output(out) for job in shown],
+        out / "index.html",
+        stale=[job.name for job in shown if job not in fresh],
+        claims=verdicts,
+        card=card,
+        summary=report.summarise(verdicts, card, predicted),
+    )
 
 
 def drawn_from(artefacts: Path, parameters: dict) -> dict:
@@ -362,6 +367,8 @@ def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
         parameters = {"artefacts": None} | parameters | {"out": str(options.out)}
         if options.artefacts:
             parameters = drawn_from(options.artefacts.expanduser().resolve(), parameters)
+        if parameters.get("artefacts"):  # kernels run elsewhere
+            parameters["artefacts"] = str(Path(parameters["artefacts"]).expanduser().resolve())
         if is_folder(parameters.get("data")):
             parameters["data"] = str(Path(parameters["data"]).expanduser().resolve())
         options.all = options.all or options.only in FURTHER
@@ -384,12 +391,13 @@ def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
 
 def main(argv: list[str] | None = None) -> int:
     options, parameters = arguments(argv)
-    out, planned = options.out, jobs(parameters, options.all)
-    by_name = {job.name: job for job in planned}
+    out, every = options.out, jobs(parameters, further=True)
+    planned = [job for job in every if options.all or job.name not in FURTHER]
+    by_name = {job.name: job for job in every}
     published = json.dumps(study.publication(parameters["artefacts"])) if parameters.get("artefacts") else ""
     images = folder_state(parameters.get("data")) + published
-    states = {job.name: inputs(job, by_name, images) for job in planned}
-    current = {job.name: not options.force and up_to_date(job, out, states[job.name]) for job in planned}
+    states = {job: inputs(job, by_name, images) for job in every}
+    current = {job.name: not options.force and up_to_date(job, out, states[job]) for job in planned}
     if options.list:
         for job in planned:
             print(f"{job.name:32} {'up to date' if current[job.name] else 'to run'}")
@@ -397,7 +405,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{chapter:32} with --all")
         return 0
 
-    if parameters.get("data") in data.TORCHVISION and not published and not all(current.values()):
+    if str(parameters.get("data")).lower() in data.TORCHVISION and not published and not all(current.values()):
         try:
             _ = Study(**parameters).images  # fetched once, here: nodes of a cluster may have no network
         except RuntimeError as error:
@@ -413,7 +421,7 @@ def main(argv: list[str] | None = None) -> int:
         for job in planned:
             yield {
                 "name": job.name,
-                "actions": [(attempt, [job, out, states[job.name], live, options.cluster])],
+                "actions": [(attempt, [job, out, states[job], live, options.cluster])],
                 "io": {"capture": False},
                 "task_dep": [f"notebook:{name}" for name in job.needs],
                 "uptodate": [current[job.name]],
@@ -446,7 +454,7 @@ def main(argv: list[str] | None = None) -> int:
             print("stopped; what is whole is kept, and the same command goes on", file=sys.stderr)
             return 130
     skipped = sum(current.values())
-    collect(out, planned)  # always: a run may have been killed just before
+    collect(out, states, planned)  # always: a run may have been killed just before
     print(f"{len(planned) - skipped} to run, {skipped} up to date; read {out / 'index.html'}")
     return code
 

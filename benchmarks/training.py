@@ -217,7 +217,8 @@ def main() -> None:
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {args.threads} threads"
     print(
         f"{args.architecture}, width {args.width}, batch {args.batch}, {images.images.shape[-1]} pixels, {where}, "
-        f"{args.precision} precision, {args.workers} workers, torch {torch.__version__}; medians of {args.rounds} rounds of {args.steps} steps"
+        f"precision {args.precision}, {args.workers} workers, torch {torch.__version__}; medians of {args.rounds} rounds of "
+        f"{args.steps} steps"
     )
     for title, steps in (("Training steps", True), ("Views alone", False)):
         tables = [measure(images, objective, args, steps) for objective in ("sl", "simclr")]

@@ -86,7 +86,7 @@ plan = {n: moments.schedule(moments.steps(study, f"{n}-0")) for n in ("sl", "sim
 said = {s: f"{figures.percent(s)}: step {plan['sl'][s]} in SL, {plan['simclr'][s]} in SimCLR" for s in moments.moments(study)}
 course = course.assign(said=course.share.map(said), network=course.of).drop(columns="of")
 charts.timeline(
-    course, y="value", color="pair", step="share", panel="panel", says="said", y_title="CKA", domain=(0, 1.2),
+    course, "value", color="pair", step="share", panel="panel", says="said", y_title="CKA", domain=(0, 1.2),
     title="From the first step to the last: move the slider",
 )
 

@@ -156,14 +156,14 @@ def class_centres(study: Study) -> pd.DataFrame:
 
 
 def stitching(study: Study) -> pd.DataFrame:
-    """Accuracy of each SL network behind the post-residual layers of another: (SL network, layer, other, layer)."""
+    """Accuracy of each SL network behind the post-residual layers of other seeds: (SL network, layer, other, layer)."""
     names = networks(study)
 
     def make() -> pd.DataFrame:
         fit, test, values = study.images.train.images[:STITCH_FIT], study.images.test, {}
         for target in networks(study, "sl"):
             b = study.network(target).model
-            others = [n for n in names if n[-2:] != target[-2:]] if study.seeds > 1 else ["simclr-0", "untrained-0"]
+            others = [n for n in names if n[-2:] != target[-2:]]
             paths = {l: p for l, p in models.layer_paths(b).items() if models.layer_kind(l) == "post-residual"}
             own = _activations(b, paths, fit)
             for other in others:
@@ -225,7 +225,8 @@ def _grams(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     grams: dict[str, Tensor] = {}
 
     def reduce(layer: str, output: Tensor) -> None:
-        x = output.flatten(1).double()
+        x = output.flatten(1)
+        x = (x.cpu() if x.device.type == "mps" else x).double()  # which has no float64
         grams[layer] = (x - x.mean(0)) @ (x - x.mean(0)).T
 
     paths = {l: p for l, p in models.layer_paths(model).items() if models.layer_kind(l) != "head"}

@@ -113,13 +113,12 @@ def chance(task: str) -> float:
 
 
 def transfer(study: Study, names: Sequence[str]) -> pd.DataFrame:
-    """Linear-probe accuracy on the second images, at every depth and in the head: cells (network, layer, task, "probe")."""
+    """Linear-probe accuracy on the second images, at every depth: cells (network, layer, task, "probe")."""
 
     def make(name: str) -> pd.DataFrame:
         tasks, model = second(study), study.network(name).model
-        layers = [*depths(study), *(l for l in models.layer_names(model) if models.layer_kind(l) == "head")]
         parts = next(iter(tasks.values()))  # the images of all tasks are the same
-        x = {part: taps.pooled(model, images.images, layers) for part, images in parts.items()}
+        x = {part: taps.pooled(model, images.images, depths(study)) for part, images in parts.items()}
         values = {}
         for task, sets in tasks.items():
             given = [value for part in parts for value in (x[part], sets[part].labels)]
@@ -317,7 +316,9 @@ def cut_at_peak(t: Tables) -> Claim:
                     lambda c, n=network, a=at, o=other, t=task: c(n, a, t, "probe") - c(n, o, t, "probe")
                 )
                 found.append(Estimate(f"{network}, {at} for {other}", *value))
-        parts.append(Part(f"{task}: accuracy at the peak's depth less that at any other", "above", -EFFECT, tuple(found)))
+        parts.append(
+            Part(f"{task}: accuracy at the peak's depth less that at any other", "above", -EFFECT, tuple(found))
+        )
     return Claim(
         "8.4", "where SimCLR's class information peaks is where to cut it for another task", tuple(parts), t.basis
     )

@@ -30,7 +30,6 @@ from repsim.palette import (
     layer_kind,
     objective,
     short,
-    text_colour,
 )
 from repsim.render import Picture, use
 
@@ -52,7 +51,7 @@ def _checked(table: pd.DataFrame, columns: Iterable[str], remedy: str) -> pd.Dat
         )
     if table.empty:
         raise ValueError("table: expected at least one row, got none; check how it was selected")
-    return table.round(4)
+    return table
 
 
 def _unique(values: Iterable[str]) -> list[str]:
@@ -133,17 +132,12 @@ def heatmap(
     title: str | None = None,
     color: str = "cka",
     color_title: str | None = None,
-    domain: tuple[float, float] = (0, 1),
-    scheme: str = "viridis",
-    columns: int = 2,
     linked: bool = False,
 ) -> alt.LayerChart | alt.HConcatChart | alt.ConcatChart:
     """Every layer of one stream with every layer of another; one panel for each pair (a, b) in the table.
 
     Args:
         table: one row per cell: a, b, layer_a (rows), layer_b (columns), the value in `color`; low and high if known.
-        domain: the values at the ends of the colour scale; what lies beyond has the colour of that end.
-        columns: panels side by side.
         linked: the row that was clicked, or chosen from a menu, is drawn as a curve beside the map. One pair only.
 
     Raises:
@@ -155,11 +149,11 @@ def heatmap(
         raise ValueError(f"linked: expected a table of one pair, got {len(pairs)}; draw one linked chart for each")
     name = color_title or ("CKA" if color == "cka" else color.replace("_", " "))
     widest = max(table["layer_a"].nunique(), table["layer_b"].nunique())
-    step = int(np.clip((WIDTH / (1.75 if linked else min(columns, len(pairs))) - 110) / widest, 13, 21))
+    step = int(np.clip((WIDTH / (1.75 if linked else min(2, len(pairs))) - 110) / widest, 13, 21))
     panels, words = [], []
     for a, b in pairs:
         cells = table[(table["a"] == a) & (table["b"] == b)]
-        panels.append(_map(cells, color, name, domain, scheme, step, linked))
+        panels.append(_map(cells, color, name, step, linked))
         gaps = int(cells[color].isna().sum())
         size = f"{cells['layer_a'].nunique()} layers of {a} (rows) with {cells['layer_b'].nunique()} of {b} (columns)"
         words.append(f"{size}, {_span(cells[color])}" + (f", {gaps} cells not defined" if gaps else ""))
@@ -167,11 +161,11 @@ def heatmap(
         chart, default = panels[0], f"{name}, every layer of {pairs[0][0]} with every layer of {pairs[0][1]}"
     else:
         panels = [p.properties(title=_subtitle(f"{a} with {b}")) for p, (a, b) in zip(panels, pairs)]
-        chart, default = alt.concat(*panels, columns=columns, spacing=24), f"{name}, every layer with every layer"
+        chart, default = alt.concat(*panels, columns=2, spacing=24), f"{name}, every layer with every layer"
     return chart.properties(title=title or default, description=f"Heatmap of {name}: {'; '.join(words)}.")
 
 
-def _map(cells, value, name, domain, scheme, step, linked) -> alt.LayerChart | alt.HConcatChart:
+def _map(cells, value, name, step, linked) -> alt.LayerChart | alt.HConcatChart:
     a, b = cells["a"].iloc[0], cells["b"].iloc[0]
     rows, cols = _unique(cells["layer_a"]), _unique(cells["layer_b"])
     width, height = step * len(cols), step * len(rows)
@@ -198,7 +192,7 @@ def _map(cells, value, name, domain, scheme, step, linked) -> alt.LayerChart | a
     base = alt.Chart(cells).transform_calculate(**_shown(value, cells)).encode(x=x, y=y, tooltip=tips)
     colour = alt.Color(
         f"{value}:Q",
-        scale=alt.Scale(scheme=scheme, domain=list(domain), clamp=True),
+        scale=alt.Scale(scheme="viridis", domain=[0, 1], clamp=True),  # below 0 as 0
         legend=alt.Legend(title=name, gradientLength=min(height, 220), gradientThickness=14),
     )
     parts = [base.mark_rect().encode(color=colour)]
@@ -241,7 +235,7 @@ def _map(cells, value, name, domain, scheme, step, linked) -> alt.LayerChart | a
     parts.append(outline.encode(y=y, x=alt.value(0), x2=alt.value(width)))
     chosen = alt.Chart(cells).transform_filter(row).transform_calculate(**_shown(value, cells)).encode(tooltip=tips)
     curve = _curve(
-        chosen, cells, value, name, cols, f"{b}, layer", domain, lambda line=False: {"color": alt.value(CHOSEN)}
+        chosen, cells, value, name, cols, f"{b}, layer", (0, 1), lambda line=False: {"color": alt.value(CHOSEN)}
     )
     said = marked.transform_calculate(said=f"'{a}, ' + datum.layer_a + ' (outlined)'")
     said = said.mark_text(align="left", fontSize=14, fontWeight="bold", color=CHOSEN, aria=False)
@@ -266,7 +260,6 @@ def _curve(
     domain: tuple[float, float] | None,
     paint: Callable[..., dict[str, Any]],
     detail: Sequence[str] = (),
-    interval: str = "band",
     kinds: Sequence[str] = (),
 ) -> list[alt.Chart]:
     """Boundaries, intervals, lines and points along the layers (the column `at`); `paint` gives colour and dash."""
@@ -283,8 +276,8 @@ def _curve(
     edges = alt.Chart(pd.DataFrame({"at": [i - 0.5 for i in _starts(layers)]}, dtype=float))
     parts = [edges.mark_rule(color=RULE, strokeDash=[2, 3], aria=False).encode(x=x)]
     if {"low", "high"} <= set(table):
-        mark = base.mark_area(opacity=0.18, aria=False) if interval == "band" else base.mark_rule(strokeWidth=2)
-        parts.append(mark.encode(y=alt.Y("low:Q", title=name, scale=up), y2="high:Q", **paint(None)))
+        band = base.mark_area(opacity=0.18, aria=False)
+        parts.append(band.encode(y=alt.Y("low:Q", title=name, scale=up), y2="high:Q", **paint(None)))
     parts.append(base.mark_line(strokeWidth=2.4).encode(**paint(line=True)))
     parts.append(_kind_legend(kinds or table["kind"]))
     dots = base.encode(shape=_kind(kinds or table["kind"], "shape"), **paint())
@@ -318,7 +311,6 @@ def curves(
     title: str | None = None,
     y_title: str | None = None,
     domain: tuple[float, float] | None = (0, 1),
-    interval: str = "band",
     width: int | None = None,
     height: int = 300,
 ) -> alt.LayerChart | alt.HConcatChart:
@@ -330,15 +322,12 @@ def curves(
         kind: "all" layers, residual ones as a line of their own; "residual" or "post-residual" ones alone (with stem,
             pool and head); "panels" shows these two side by side.
         domain: range of the y axis, at whose ends what lies beyond is drawn; None fits it to the values.
-        interval: "band" or "bars".
 
     Raises:
-        ValueError: a column is missing, the table is empty, or `kind` or `interval` is unknown.
+        ValueError: a column is missing, the table is empty, or `kind` is unknown.
     """
     if kind not in ("all", "residual", "post-residual", "panels"):
         raise ValueError(f"kind: expected all, residual, post-residual or panels, got {kind!r}")
-    if interval not in ("band", "bars"):
-        raise ValueError(f"interval: expected band or bars, got {interval!r}")
     table = _checked(
         _named(table, color), ["layer", y, color], "pass Comparison.curve(a, b), or name columns with y and color"
     )
@@ -364,9 +353,7 @@ def curves(
         tips = [alt.Tooltip("line:N"), alt.Tooltip("layer:N"), alt.Tooltip("shown:N", title=name)]
         base = alt.Chart(rows).transform_calculate(**_shown(y, rows)).encode(tooltip=tips)
         layers = _layers(rows)
-        panel = alt.layer(
-            *_curve(base, rows, y, name, layers, "layer", domain, paint, ["line:N", "path:N"], interval, kinds)
-        )
+        panel = alt.layer(*_curve(base, rows, y, name, layers, "layer", domain, paint, ["line:N", "path:N"], kinds))
         panel = panel.properties(width=width or _width(len(layers), 1 + (kind == "panels")), height=height)
         panels.append(panel.properties(title=_subtitle(f"{part} layers")) if kind == "panels" else panel)
     words = "; ".join(f"{n} {_span(rows[y])}" for n, rows in table.groupby(color, sort=False))
@@ -384,115 +371,90 @@ def _placed(table: pd.DataFrame, columns: Sequence[str], split: bool) -> pd.Data
 
 def timeline(
     table: pd.DataFrame,
-    y: str = "cka",
-    color: str = "comparison",
-    step: str = "epoch",
+    y: str,
+    color: str,
+    step: str,
+    panel: str,
+    says: str,
     *,
-    panel: str | None = None,
-    says: str | None = None,
-    title: str | None = None,
-    y_title: str | None = None,
+    title: str,
+    y_title: str,
     domain: tuple[float, float] = (0, 1),
-) -> alt.LayerChart | alt.HConcatChart | alt.ConcatChart:
+) -> alt.ConcatChart:
     """Layer curves at several moments of training: a slider chooses one, and a picture, which has none, shows the last.
 
-    `table` is as for `curves` with the numbers `step` besides. Without `panel` each `color` has a panel and one line, and the
-    other moments stay thin lines. With it, each value of the column `panel` has one, two in a row, with a line per network or
-    pair, and the first moment stays as thin grey lines.
-
-    Args:
-        says: the column with a text for each moment, shown in every panel; `step` and its number if not given.
+    `table` is as for `curves` with the numbers `step` besides. Each value of the column `panel` has a panel, two in a row, with a
+    line per network or pair; the first moment stays as thin grey lines. `says` is the column with a text for each moment.
 
     Raises:
         ValueError: a column is missing, or the table is empty.
     """
-    columns = ["layer", y, color, step, *(c for c in (panel, says) if c)]
+    columns = ["layer", y, color, step, panel, says]
     table = _checked(_named(table, color), columns, "add the moments of training as a column")
     moments = sorted(table[step].unique())
     table = table.assign(kind=[layer_kind(n) for n in table["layer"]], moment=[moments.index(m) for m in table[step]])
-    text = table.drop_duplicates("moment").set_index("moment")[says] if says else [f"{step} {m:g}" for m in moments]
-    name = y_title or ("CKA" if y == "cka" else y.replace("_", " "))
-    last = len(moments) - 1
-    slider = alt.binding_range(min=0, max=last, step=1, name="checkpoint ")
-    now = alt.param(name="now", value=last, bind=slider)
-    tips = [alt.Tooltip("line:N"), alt.Tooltip("layer:N"), alt.Tooltip(f"{step}:Q"), alt.Tooltip("shown:N", title=name)]
+    text = table.drop_duplicates("moment").set_index("moment")[says].sort_index()
+    slider = alt.binding_range(min=0, max=len(moments) - 1, step=1, name="checkpoint ")
+    now = alt.param(name="now", value=len(moments) - 1, bind=slider)
+    tips = [
+        alt.Tooltip("line:N"),
+        alt.Tooltip("layer:N"),
+        alt.Tooltip(f"{step}:Q"),
+        alt.Tooltip("shown:N", title=y_title),
+    ]
+    colour = alt.Color(f"{color}:N", scale=colour_scale(_unique(table[color])), legend=_line_legend())
+    kinds, detail = _unique(table["kind"]), ["line:N", "path:N"]
     panels = []
-    labels, colours = _unique(table[panel or color]), _unique(table[color])
-    many = alt.Color(f"{color}:N", scale=colour_scale(colours), legend=_line_legend())
-    for label in labels:
-        rows = _placed(table[table[panel or color] == label], _unique([y, step, "moment", color]), split=True)
+    for label in _unique(table[panel]):
+        rows = _placed(table[table[panel] == label], _unique([y, step, "moment", color]), split=True)
         layers = _layers(rows)
-        width = _width(len(layers), 2 if panel else len(labels))
-        paint = many if panel else alt.value(text_colour(label))
         base = alt.Chart(rows).transform_calculate(**_shown(y, rows)).encode(tooltip=tips)
         chosen = base.transform_filter("datum.moment == now")
         curve = _curve(
-            chosen,
-            rows,
-            y,
-            name,
-            layers,
-            "layer",
-            domain,
-            lambda line=False, c=paint: {"color": c},
-            ["line:N", "path:N"],
-            kinds=_unique(table["kind"]) if panel else (),
+            chosen, rows, y, y_title, layers, "layer", domain, lambda line=False: {"color": colour}, detail, kinds
         )
-        where = {"x": curve[0].encoding.x, "y": curve[-1].encoding.y, "detail": ["line:N", "path:N"]}
-        if panel:
-            thin = base.transform_filter("datum.moment == 0").mark_line(strokeWidth=1.2, color=RULE).encode(**where)
-        else:
-            shade = alt.Scale(scheme="viridis", domain=moments)
-            stroke = alt.Stroke(f"{step}:O", scale=shade, legend=alt.Legend(title=step))
-            thin = base.mark_line(strokeWidth=1.4, opacity=0.7).encode(**where, stroke=stroke)
-        note = alt.Chart(pd.DataFrame({"moment": range(len(moments)), "text": list(text)}))
-        note = note.transform_filter("datum.moment == now").mark_text(
-            align="left", fontSize=13 if says else 16, fontWeight="bold", color=INK
+        where = {"x": curve[0].encoding.x, "y": curve[-1].encoding.y, "detail": detail}
+        thin = base.transform_filter("datum.moment == 0").mark_line(strokeWidth=1.2, color=RULE).encode(**where)
+        note = alt.Chart(pd.DataFrame({"moment": text.index, "text": text.values})).transform_filter(
+            "datum.moment == now"
         )
-        note = note.encode(text="text:N", x=alt.value(10), y=alt.value(14 if panel else 286))
+        note = note.mark_text(align="left", fontSize=13, fontWeight="bold", color=INK)
+        note = note.encode(text="text:N", x=alt.value(10), y=alt.value(14))
         drawn = alt.layer(curve[0], thin, *curve[1:], note)
-        panels.append(drawn.properties(width=width, height=250 if panel else 300, title=_subtitle(label)))
-    span = f"{step} {moments[0]:g} to {moments[-1]:g}"
-    words = f"Curves of {name} over the layers at {len(moments)} moments of training, {span}."
-    said = {"title": title or f"{name}, layer by layer, by {step}", "description": words}
-    if panel and len(panels) > 1:
-        return alt.concat(*panels, columns=2, spacing=24).properties(**said).add_params(now)
-    return _side_by_side(panels, **said).add_params(now)
+        panels.append(drawn.properties(width=_width(len(layers), 2), height=250, title=_subtitle(label)))
+    words = (
+        f"Curves of {y_title} over the layers at {len(moments)} moments of training, {text.iloc[0]} to {text.iloc[-1]}."
+    )
+    return alt.concat(*panels, columns=2, spacing=24).properties(title=title, description=words).add_params(now)
 
 
 # ----- training and single numbers
 
 
-def history(
-    table: pd.DataFrame, columns: Sequence[str] = ("loss", "accuracy"), *, x: str = "epoch", title: str | None = None
-) -> alt.LayerChart | alt.HConcatChart:
-    """Training curves: a panel per column, a line per network; a click in the legend brings one objective out.
+def history(table: pd.DataFrame, columns: Sequence[str], *, title: str) -> alt.LayerChart | alt.HConcatChart:
+    """Training curves: a panel per column, a line per network.
 
-    `table` has a row per network and epoch: network, `x` and `columns`. Raises ValueError for a missing column or an empty
+    `table` has a row per network and epoch: network, epoch and `columns`. Raises ValueError for a missing column or an empty
     table.
     """
     table = _checked(
-        _named(table, "objective"), ["network", x, *columns], "choose the columns to draw with columns=[...]"
+        _named(table, "objective"), ["network", "epoch", *columns], "choose the columns to draw with columns=[...]"
     )
-    names = _unique(table["objective"])
-    pick = alt.selection_point(name="picked", fields=["objective"], bind="legend")
+    colour = alt.Color("objective:N", scale=colour_scale(_unique(table["objective"])), legend=_line_legend())
     panels = []
     for column in columns:
-        lines = alt.Chart(table[["network", "objective", x, column]].dropna()).encode(
-            x=alt.X(f"{x}:Q", title=x, axis=alt.Axis(tickMinStep=1)),
+        lines = alt.Chart(table[["network", "objective", "epoch", column]].dropna()).encode(
+            x=alt.X("epoch:Q", title="epoch", axis=alt.Axis(tickMinStep=1)),
             y=alt.Y(f"{column}:Q", title=column.replace("_", " "), scale=alt.Scale(zero=False)),
-            color=alt.Color("objective:N", scale=colour_scale(names), legend=_line_legend()),
-            opacity=alt.condition(pick, alt.value(1), alt.value(0.15)),
-            tooltip=[alt.Tooltip("network:N"), alt.Tooltip(f"{x}:Q"), alt.Tooltip(f"{column}:Q", format=".3f")],
+            color=colour,
+            tooltip=[alt.Tooltip("network:N"), alt.Tooltip("epoch:Q"), alt.Tooltip(f"{column}:Q", format=".3f")],
             detail="network:N",
         )
-        line = lines.mark_line(strokeWidth=2.4)
-        if column == columns[0]:
-            line = line.add_params(pick).properties(name="history")
-        panels.append(alt.layer(line, lines.mark_circle(size=40)).properties(width=360, height=240))
+        drawn = alt.layer(lines.mark_line(strokeWidth=2.4), lines.mark_circle(size=40))
+        panels.append(drawn.properties(width=360, height=240))
     ends = (f"{n} {rows[columns[0]].iloc[-1]:.2f}" for n, rows in table.groupby("network", sort=False))
-    words = f"Training curves of {', '.join(columns)} by {x}. Last {columns[0]}: {'; '.join(ends)}."
-    return _side_by_side(panels, title=title or "Training", description=words)
+    words = f"Training curves of {', '.join(columns)} by epoch. Last {columns[0]}: {'; '.join(ends)}."
+    return _side_by_side(panels, title=title, description=words)
 
 
 def bars(

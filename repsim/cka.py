@@ -22,8 +22,6 @@ from repsim import allocator, grams, rng
 from repsim.comparison import Comparison
 from repsim.taps import network_input, resolve, tapped
 
-__all__ = ["Comparison", "cka", "compare"]
-
 ESTIMATORS = ("unbiased", "biased")
 KERNELS = ("linear", "rbf")
 IMAGE_KEYS = ("image", "images", "pixel_values", "x", "input")

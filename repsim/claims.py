@@ -23,7 +23,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
-from repsim.cka import Comparison
+from repsim.comparison import Comparison
 from repsim.models import layer_kind, stage
 
 VIEWS = ("view-a", "view-b")  # the two augmented views of the test images that C6 and C7 compare
@@ -103,23 +103,6 @@ class Claim:
             )
             parts.append(Part(part["statement"], part["side"], float(part["threshold"]), estimates))
         return cls(value["id"], value["statement"], tuple(parts), value["basis"])
-
-    def table(self) -> pd.DataFrame:
-        """One row per estimate: part, of, value, low, high, threshold, verdict of the part."""
-        rows = [
-            {
-                "part": part.statement,
-                "of": e.of,
-                "value": e.value,
-                "low": e.low,
-                "high": e.high,
-                "claimed": f"{part.side} {part.threshold:g}",
-                "verdict": part.verdict,
-            }
-            for part in self.parts
-            for e in part.estimates
-        ]
-        return pd.DataFrame(rows)
 
 
 # Layers
@@ -287,7 +270,9 @@ def c4(evidence: Evidence) -> Claim:
     faster = [est(str(p), lambda c, p=p: drop(c, p) - before(c, p)) for p in pairs(evidence.seeds)]
     parts = (
         evidence.part("normalised CKA falls from the end of stage 3 to the pool", "above", EFFECT, falls),
-        evidence.part("it falls by more there than from the end of stage 1 to the end of stage 3", "above", 0.0, faster),
+        evidence.part(
+            "it falls by more there than from the end of stage 1 to the end of stage 3", "above", 0.0, faster
+        ),
     )
     return Claim("C4", "the representations diverge rapidly in the last few layers", parts, evidence.basis)
 
@@ -312,7 +297,9 @@ def c5(evidence: Evidence, probe: pd.DataFrame) -> Claim:
     accuracy = [rise_of(probe, n, first(layers), "pool") for n in trained]
     parts = (
         evidence.part("CKA with the classes rises from the first block to the pool", "above", EFFECT, rise),
-        evidence.part("over the last stage CKA with the classes rises more in SL than in SimCLR", "above", EFFECT, faster),
+        evidence.part(
+            "over the last stage CKA with the classes rises more in SL than in SimCLR", "above", EFFECT, faster
+        ),
         evidence.part("linear-probe accuracy rises from the first block to the pool", "above", EFFECT, accuracy),
     )
     return Claim("C5", "the last layers fit the classes, much faster in SL", parts, evidence.basis)

@@ -2,9 +2,7 @@
 
     explore({"mine": mine, "theirs": theirs}, images)
 
-Without widgets, the same as figures:
-
-    display(*still({"mine": mine, "theirs": theirs}, images, "layer3.1", "layer4.1"))
+The same as figures, without widgets: `display(*explore(...).still("layer3.1", "layer4.1"))`.
 """
 
 from __future__ import annotations
@@ -54,27 +52,6 @@ def explore(
     """
     settings = {"labels": labels, "classes": classes, "layers": layers, "comparison": comparison}
     return Explorer(prepare(models, images, views=views, transform=transform, batch_size=batch_size, **settings))
-
-
-def still(
-    models: Mapping[str, nn.Module],
-    images: Tensor,
-    layer_a: str,
-    layer_b: str,
-    *,
-    query: Sequence[int] | None = None,
-    measure: str | None = None,
-    **settings,
-) -> list[alt.TopLevelMixin | Picture]:
-    """What `explore` shows of a layer of the first network and one of the last, as figures: `display(*still(...))`.
-
-    Args:
-        query: images whose neighbours are shown; None: those on which the layers differ most.
-        measure: of the map, such as "biased CKA". `settings` as for `explore`.
-    """
-    subject = prepare(models, images, **settings)
-    a, *_, b = (*subject.features, *subject.features)
-    return pairs.figures(subject, a, layer_a, b, layer_b, measure=measure, query=query)
 
 
 class LateChart(alt.JupyterChart):

@@ -237,7 +237,8 @@ def over_time(
     if table.empty:
         raise ValueError("table: expected at least one row, got none; with one seed there are no pairs")
     shares = sorted(table["share"].unique())
-    table = table.round(4).assign(at=_places(table["share"]), when=[percent(s) for s in table["share"]])
+    table = table.round({"value": 4, "low": 4, "high": 4})
+    table = table.assign(at=_places(table["share"]), when=[percent(s) for s in table["share"]])
     table["line"] = table["of"] + " " + table[color].astype(str)
     places = [float(f"{p:.5g}") for p in _places(shares)]
     label = f"datum.value < {1.01 * places[0]} ? 'start' : format(100 * datum.value, '.2~r') + ' %'"

@@ -195,8 +195,8 @@ class Parting:
         if self.decided:
             return f"{self.layers}: between **{a} and {b}**, by more than at any other step, whatever the seed"
         return (
-            f"{self.layers}: **no single step**; the largest mean drop is between {a} and {b}, but it does not exceed every other one "
-            "for every seed"
+            f"{self.layers}: **no single step**; the largest mean drop is between {a} and {b}, but it does not exceed every "
+            "other one for every seed"
         )
 
 

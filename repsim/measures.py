@@ -41,22 +41,15 @@ def mutual_knn(x: Tensor, y: Tensor, k: int = 10) -> float:
     return neighbours.all(dim=0).sum().item() / (n * k)
 
 
-def procrustes(x: Tensor, y: Tensor) -> float:
-    """Squared distance left after the best rotation of y onto x, both centred and scaled to Frobenius norm 1.
-
-    2 - 2 |X'Y|_* in [0, 2] (Schoenemann 1966; as a measure, Ding et al. 2021); 0: equal up to rotation, shift and scale.
-    Unrelated features stay below 2 by much when p is not small beside n: compare with a permuted or untrained pair.
-
-    Raises:
-        ValueError: different or fewer than 2 rows, NaN or infinity, features that are constant over the images.
-    """
-    return 2 - 2 * _nuclear(x, y)
-
-
 def angular_shape_distance(x: Tensor, y: Tensor) -> float:
     """arccos |X'Y|_* in [0, pi / 2], of centred and normalised features: a metric on shapes (Williams et al. 2021).
 
-    Obeys the triangle inequality, so a map of layers (MDS) may be drawn from it. Raises as `procrustes`.
+    The angle left after the best rotation of y onto x (orthogonal Procrustes); 0: equal up to rotation, shift and scale. Obeys
+    the triangle inequality, so a map of layers (MDS) may be drawn from it. Unrelated features stay below pi / 2 by much when p is
+    not small beside n: compare with a permuted or untrained pair.
+
+    Raises:
+        ValueError: different or fewer than 2 rows, NaN or infinity, features that are constant over the images.
     """
     return math.acos(min(1.0, _nuclear(x, y)))
 
@@ -178,17 +171,6 @@ def deconfounded_cka(ab: np.ndarray, a_input: np.ndarray, b_input: np.ndarray) -
     )
 
 
-def normalised_score(cross: np.ndarray, ceiling_a: np.ndarray, ceiling_b: np.ndarray) -> np.ndarray:
-    """CKA of two objectives beside that of two seeds of each, cross / sqrt(ceiling_a ceiling_b): 1 is no more than seeds.
-
-    Arrays broadcast; NaN where a ceiling is not positive.
-    """
-    cross, ceiling_a, ceiling_b = (np.asarray(value, dtype=np.float64) for value in (cross, ceiling_a, ceiling_b))
-    valid = (ceiling_a > 0) & (ceiling_b > 0)
-    ceiling = np.sqrt(np.where(valid, ceiling_a * ceiling_b, np.nan))
-    return cross / ceiling
-
-
 def drop_top_norm(*features: Tensor, fraction: float = 0.01) -> Tensor:
     """Indices (sorted) of the images left when those farthest from the mean are dropped (Davari et al. 2022).
 
@@ -232,11 +214,10 @@ def nearest_class_centre(train: Tensor, train_labels: Tensor, test: Tensor, test
 
 
 class NeuralCollapse(NamedTuple):
-    """How far features have collapsed onto their classes (Papyan, Han and Donoho 2020); 0, 0, 0: entirely."""
+    """How far features have collapsed onto their classes (Papyan, Han and Donoho 2020); 0, 0: entirely."""
 
     nc1: float  # tr(S_W pinv(S_B)) / C: spread within classes relative to that of their means
     etf_deviation: float  # mean |cos + 1 / (C - 1)| over pairs of centred class means: 0 for a simplex
-    norm_variation: float  # coefficient of variation of the centred class means' norms: 0 for a simplex
 
 
 def neural_collapse(x: Tensor, labels: Tensor) -> NeuralCollapse:
@@ -260,16 +241,15 @@ def neural_collapse(x: Tensor, labels: Tensor) -> NeuralCollapse:
     nc1 = ((within @ directions[kept].T) / values[kept]).square().sum() / len(x) / count
     cosines = (centred @ centred.T / norms.outer(norms).clamp_min(1e-300)).fill_diagonal_(-1 / (count - 1))
     deviation = (cosines + 1 / (count - 1)).abs().sum() / (count * (count - 1))
-    return NeuralCollapse(nc1.item(), deviation.item(), (norms.std(correction=0) / norms.mean()).item())
+    return NeuralCollapse(nc1.item(), deviation.item())
 
 
 # ---------------------------------------------------------------------------------------------------------- stitching
 class Stitch(NamedTuple):
-    """A 1x1 convolution, weight (d, c, 1, 1) and bias (d,), and the R^2 of its fit over all images, places and channels."""
+    """A 1x1 convolution, weight (d, c, 1, 1) and bias (d,)."""
 
     weight: Tensor
     bias: Tensor
-    r2: float
 
     def __call__(self, a: Tensor) -> Tensor:
         return F.conv2d(a, self.weight, self.bias)
@@ -286,13 +266,12 @@ def stitch(a: Tensor, b: Tensor) -> Stitch:
     """
     if a.ndim != 4 or b.ndim != 4 or (len(a), *a.shape[2:]) != (len(b), *b.shape[2:]):
         raise ValueError(f"a, b: expected (n, c, h, w) and (n, d, h, w), got {tuple(a.shape)} and {tuple(b.shape)}")
-    x, y = (z.movedim(1, 3).flatten(0, 2).double() for z in (a, b))
-    x, y = _pair(x, y)
+    x, y = _pair(*(z.movedim(1, 3).flatten(0, 2) for z in (a, b)))
     mean_x, mean_y = x.mean(0), y.mean(0)
     x, y = x - mean_x, y - mean_y
     weight = torch.linalg.pinv(x.T @ x, hermitian=True, rtol=1e-10) @ (x.T @ y)  # (c, d)
-    r2 = 1 - ((y - x @ weight).square().sum() / y.square().sum()).item()
-    return Stitch(weight.T[:, :, None, None].to(a.dtype), (mean_y - mean_x @ weight).to(a.dtype), r2)
+    bias = mean_y - mean_x @ weight
+    return Stitch(*(value.to(a.device, a.dtype) for value in (weight.T[:, :, None, None], bias)))
 
 
 # -------------------------------------------------------------------------------------------------------------- doors
@@ -305,7 +284,10 @@ def _pair(x: Tensor, y: Tensor, rows: int = 2) -> tuple[Tensor, Tensor]:
             raise ValueError(f"{name}: expected finite values, got NaN or infinity; leave such rows out")
     if len(x) != len(y):
         raise ValueError(f"x, y: expected features of the same images, got {len(x)} and {len(y)} rows")
-    return x.detach().double(), y.detach().double().to(x.device)
+    x, y = (
+        value.detach().cpu() if value.device.type == "mps" else value.detach() for value in (x, y)
+    )  # no float64 there
+    return x.double(), y.double().to(x.device)
 
 
 def _by_class(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -175,12 +175,3 @@ def tail(model: ResNet, layer: str) -> nn.Sequential:
         raise ValueError(f"layer: expected a post-residual layer, such as {next(iter(blocks))}, got {layer!r}")
     behind = list(blocks.values())[list(blocks).index(layer) + 1 :]
     return nn.Sequential(*behind, model.avgpool, nn.Flatten(1), model.fc)
-
-
-def embed(model: ResNet, images: Tensor) -> Tensor:
-    """Backbone features after pooling, (n, features), without the head."""
-    head, model.fc = model.fc, nn.Identity()
-    try:
-        return model(images)
-    finally:
-        model.fc = head

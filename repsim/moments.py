@@ -27,19 +27,6 @@ from repsim.predictions import keep
 from repsim.snapshots import schedule
 from repsim.study import CIRCULAR, Study, known_factors
 
-__all__ = [
-    "agreement",
-    "comparisons",
-    "curves",
-    "make",
-    "moments",
-    "network",
-    "predictions",
-    "readings",
-    "schedule",
-    "times",
-]
-
 IMAGES = 1024  # test images compared at most; batch-norm statistics are measured over as many training images
 FIT, TEST = 512, 512  # images that the readings are fitted to and tested on, at most
 SETTLED = 0.1  # a curve has settled when it stays within this share of its final value
@@ -94,6 +81,8 @@ def _train_again(study: Study, name: str, final: Path) -> None:
     """Train a kept network a second time in a folder of its own, and move the moments to where they belong."""
     scratch = final.with_suffix(".again")  # a killed one goes on from its checkpoint
     with store.locked(final):
+        if snapshots.whole(final, steps(study, name)):  # another process has made them meanwhile
+            return
         print(f"{name}: its moments were not kept, so it is trained again\r", file=sys.stderr)
         again = train.train(study.settings(name), study.images, scratch, device=study.torch_device)
         if not snapshots.equal(again.model.state_dict(), study.network(name).model.state_dict()):

@@ -127,7 +127,7 @@ def prepare(
     transform: Callable[[Tensor], Tensor] | Mapping[str, Callable[[Tensor], Tensor]] | None = None,
     batch_size: int = 64,
 ) -> Subject:
-    """Everything that `explore` and `still` show. Arguments as for `explore`."""
+    """Everything that `explore` shows. Arguments as for it."""
     if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) <= NEAREST:
         got = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(

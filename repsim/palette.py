@@ -84,14 +84,6 @@ def contrast(colour: str, background: str = "#ffffff") -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-def text_colour(name: str) -> str:
-    """`COLOURS[name]`, darkened as far as text needs it (4.5:1 against white)."""
-    colour = COLOURS.get(name, INK)
-    while contrast(colour) < 4.5:
-        colour = "#" + "".join(f"{int(int(colour[i : i + 2], 16) * 0.97):02x}" for i in (1, 3, 5))
-    return colour
-
-
 def colour_scale(names: Sequence[str]) -> alt.Scale:
     used = {COLOURS.get(n) for n in names}
     spare = dict.fromkeys(c for c in (*SPARE, *reversed(COLOURS.values())) if c not in used)

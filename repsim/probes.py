@@ -2,8 +2,7 @@
 
 Every probe takes features as a mapping from layer names to tensors (n, p), p differing between layers, and gives a
 table with one row per layer and 95 % intervals over the test images. Layers of one width are fitted together, batched.
-With `per_image=True` a probe gives each test image's outcome instead, (n_test, layers), for paired comparisons:
-`paired_difference(linear_probe(..., per_image=True), linear_probe(..., per_image=True))`.
+With `per_image=True` a probe gives each test image's outcome instead, (n_test, layers), for paired comparisons.
 """
 
 from __future__ import annotations
@@ -396,19 +395,6 @@ def accuracies(correct: pd.DataFrame) -> pd.DataFrame:
         test = binomtest(int(correct[layer].sum()), len(correct))
         rows.append((layer, test.statistic, *test.proportion_ci(method="wilson")))
     return pd.DataFrame(rows, columns=["layer", "accuracy", "low", "high"])
-
-
-def paired_difference(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
-    """Outcomes of the same n images twice (n, layers) -> layer, difference (mean of a - b), low, high (95 %, normal).
-
-    Raises:
-        ValueError: the two have other layers or lengths.
-    """
-    if list(a.columns) != list(b.columns) or len(a) != len(b):
-        raise ValueError(
-            f"b: expected outcomes of a's {len(a)} images and layers {list(a)}, got {len(b)} and {list(b)}"
-        )
-    return _means(a.astype(float) - b.astype(float), "difference")
 
 
 def _means(values: pd.DataFrame, name: str) -> pd.DataFrame:

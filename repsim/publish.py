@@ -83,10 +83,10 @@ def readings(study: Study, name: str) -> None:
         study.contrastive([name])
 
 
-def publish(study: Study, folder: Path, seconds: Mapping[str, float], core: bool = True) -> Path:
+def publish(study: Study, folder: Path, seconds: Mapping[str, float], core: bool = True, further: bool = False) -> Path:
     """Copy what `make` left to `folder`, with provenance.json: settings, images, machine, versions, time, checksums.
 
-    Verdicts of earlier runs in `study.out` go along only with the tables that they rest on: with `core`, as for `make`.
+    Verdicts of earlier runs in `study.out` go along only with the tables that they rest on: `core` and `further` as for `make`.
     """
     folder, out = Path(folder), Path(study.out)
     shutil.rmtree(folder / "tables", ignore_errors=True)
@@ -102,10 +102,11 @@ def publish(study: Study, folder: Path, seconds: Mapping[str, float], core: bool
         store.write(folder / "claims.json", json.dumps(verdicts, indent=1, allow_nan=False) + "\n")
         shutil.copyfile(out / "card.json", folder / "card.json")
         parts += [folder / "claims.json", folder / "card.json"]
-    if judged := predictions.kept(out):
+    if further and (judged := predictions.kept(out)):
         store.write(folder / "predictions.json", json.dumps(judged, indent=1, allow_nan=False) + "\n")
         parts.append(folder / "predictions.json")
     cuda = study.torch_device.type == "cuda"
+    trained = [*(study.names if core else ()), *((*ladder.names(study), *auxiliary.names(study)) if further else ())]
     provenance = {
         "parameters": {f.name: getattr(study, f.name) for f in dataclasses.fields(study) if f.name not in PLACES},
         "images": study.summary._asdict(),
@@ -121,7 +122,7 @@ def publish(study: Study, folder: Path, seconds: Mapping[str, float], core: bool
         "hardware": torch.cuda.get_device_name()
         if cuda
         else f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "training_seconds": {name: round(study.network(name).seconds, 1) for name in study.names},
+        "training_seconds": {name: round(study.network(name).seconds, 1) for name in dict.fromkeys(trained)},
         "seconds": dict(seconds),
         "checksums": {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in parts},
     }
@@ -183,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(study.basis(), flush=True)
         parts = {"core": not options.further, "further": options.all or options.further}
         seconds = make(study, lambda text: print(text, flush=True), **parts)
-        print(publish(study, Path(out) / "published", seconds, core=parts["core"]))
+        print(publish(study, Path(out) / "published", seconds, **parts))
         return
     with distributed.started(study.torch_device):
         for name in options.network:

@@ -7,7 +7,7 @@ import html
 import json
 import mimetypes
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -262,6 +262,7 @@ def write(
     out: Path,
     *,
     title: str = TITLE,
+    stale: Collection[str] = (),
     claims: Sequence[Mapping[str, Any]] = (),
     card: Sequence[Mapping[str, str]] = (),
     summary: str = "",
@@ -272,6 +273,7 @@ def write(
         notebooks: executed notebooks in their order; one that is missing, was not executed or holds an error is listed as
             such. Their names are their anchors: `index.html#02_layerwise_comparison`.
         out: the page; written atomically.
+        stale: names of notebooks whose execution is of other settings, images or sources: listed, but not shown.
         claims: as in claims.json: id, statement, verdict, basis, and parts with statement, verdict, side, threshold and
             estimates (of, value, low, high).
         card: as in card.json: claim, attack, before, after, outcome, because.
@@ -282,7 +284,8 @@ def write(
     """
     kept: dict[str, str] = {}
     paths = [Path(path) for path in notebooks]
-    failures = {path: _failure(path) for path in paths}
+    old = "was executed with other settings, images or sources; run it again"
+    failures = {path: _failure(path) or (old if path.stem in stale else None) for path in paths}
     parts = [(path, *_notebook(path, kept)) for path in paths if failures[path] is None]
     entries = [entry for *_, entry in parts]
     known = {path.stem: set() for path in paths} | {e["id"]: {s["id"] for s in e["sections"]} for e in entries}

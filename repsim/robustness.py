@@ -286,7 +286,9 @@ def beyond_random_labels(claim: Claim, evidence: Evidence) -> Claim:
 
     control = claims.pairs(evidence.seeds, "sl", "random_labels")
     more = [evidence.estimate(str(p), lambda c, p=p: rise(c, p.networks[0]) - rise(c, p.networks[1])) for p in control]
-    part = evidence.part("CKA with the classes rises more than in a network trained on shuffled labels", "above", EFFECT, more)
+    part = evidence.part(
+        "CKA with the classes rises more than in a network trained on shuffled labels", "above", EFFECT, more
+    )
     return dataclasses.replace(claim, parts=(*claim.parts, part))
 
 

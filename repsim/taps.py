@@ -156,14 +156,14 @@ def network_input(images: Tensor, model: nn.Module, transform: Callable[[Tensor]
 
 @torch.no_grad()
 def pooled(
-    models: nn.Module | Mapping[str, nn.Module],
+    model: nn.Module,
     images: Tensor,
     layers: Sequence[str] | Mapping[str, str] | None = None,
     *,
     batch_size: int = 256,
     transform: Callable[[Tensor], Tensor] | None = None,
-) -> dict[str, Tensor] | dict[str, dict[str, Tensor]]:
-    """Pooled features: layer -> float32 (n, channels) on the CPU; of a mapping of networks, one such dict each.
+) -> dict[str, Tensor]:
+    """Pooled features: layer -> float32 (n, channels) on the CPU.
 
     The spatial mean of every channel of (n, c, h, w), the mean over tokens of (n, t, c), and (n, c) as it is.
 
@@ -173,15 +173,12 @@ def pooled(
     Raises:
         ValueError, TypeError: as `resolve`, `tapped` and `network_input`; no images, or a batch size below 1.
     """
-    if isinstance(models, Mapping):
-        settings = {"batch_size": batch_size, "transform": transform}
-        return {name: pooled(model, images, layers, **settings) for name, model in models.items()}
     if not isinstance(images, Tensor) or images.ndim < 2 or len(images) == 0:
         got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"images: expected a tensor of at least one image, got {got}")
     if batch_size < 1:
         raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
-    paths = resolve(models, layers)
+    paths = resolve(model, layers)
     parts: dict[str, list[Tensor]] = {name: [] for name in paths}
 
     def reduce(name: str, output: Tensor) -> None:
@@ -191,7 +188,7 @@ def pooled(
 
     allocator.tune()
     for batch in images.split(batch_size):
-        given = network_input(batch, models, transform)
-        with tapped(models, paths, reduce):
-            models(given)
+        given = network_input(batch, model, transform)
+        with tapped(model, paths, reduce):
+            model(given)
     return {name: torch.cat(values) for name, values in parts.items()}

@@ -6,7 +6,7 @@ and networks of one seed share initial backbone, batches and, where their object
 
     python -m repsim.train --out runs/mine --objective simclr --epochs 20      the fields of Settings
     torchrun --nproc-per-node 8 -m repsim.train ...                            the same network, by eight GPUs
-    torchrun --nproc-per-node 8 -m repsim.study --profile cifar10 simclr-0     a network of a study
+    torchrun --nproc-per-node 8 -m repsim.study train --profile cifar10 simclr-0     a network of a study
 """
 
 from __future__ import annotations

@@ -57,8 +57,13 @@ def moments(steps=(0, 1, 10)):
 
 
 def panels():
-    table = pd.concat([moments().assign(panel=p) for p in ("one", "other", "third")])
+    """Moments, the first of them closer to the second than four decimals tell."""
+    table = pd.concat([moments((0, 0.00003, 10)).assign(panel=p) for p in ("one", "other", "third")])
     return table.assign(says=[f"at {e}" for e in table["epoch"]])
+
+
+def timeline(table):
+    return charts.timeline(table, "cka", "comparison", "epoch", "panel", "says", title="Moments", y_title="CKA")
 
 
 EVERY = {
@@ -66,10 +71,9 @@ EVERY = {
     "heatmaps": lambda: charts.heatmap(pd.concat([cells(), cells("sl-0", "sl-0", SL, SL)])),
     "linked": lambda: charts.heatmap(cells(), linked=True),
     "curves": lambda: charts.curves(pd.concat([line(), line("sl-0", "sl-1", start=0.95)])),
-    "panels": lambda: charts.curves(line(), kind="panels", interval="bars"),
-    "timeline": lambda: charts.timeline(moments()),
-    "timeline in panels": lambda: charts.timeline(panels(), panel="panel", says="says"),
-    "history": lambda: charts.history(history()),
+    "panels": lambda: charts.curves(line(), kind="panels"),
+    "timeline": lambda: timeline(panels()),
+    "history": lambda: charts.history(history(), ["loss", "accuracy"], title="Training"),
     "bars": lambda: charts.bars(scores(), reference=0.1),
 }
 
@@ -307,9 +311,6 @@ def test_intervals_are_drawn_to_scale():
     chart = charts.curves(line(), kind="post-residual", height=300)
     (band,) = [items for kind, n, items in draw(chart) if kind == "area"]
     assert band[0]["y"] == pytest.approx(300 * (1 - 0.92)) or band[0]["y"] == pytest.approx(300 * (1 - 0.88))
-    bars = charts.curves(line(), kind="post-residual", interval="bars")
-    rules = [i for kind, _, items in draw(bars) if kind == "rule" for i in items if "CKA" in i.get("description", "")]
-    assert len(rules) == 5 and abs(rules[0]["y"] - rules[0]["y2"]) == pytest.approx(300 * 0.04)
 
 
 def test_curves_name_their_colours_by_network_or_pair():
@@ -336,19 +337,11 @@ def test_comparison(a, b, expected):
     assert palette.comparison(a, b) == expected
 
 
-def test_timeline_has_a_slider_over_the_steps_and_shows_the_last():
-    chart = charts.timeline(moments())
+def test_timeline_has_one_slider_over_the_moments_and_the_start_beside_the_one_that_is_shown():
+    chart = timeline(panels())
     (slider,) = [p for p in chart.to_dict()["params"] if p["name"] == "now"]
     assert slider["bind"] | {"name": ""} == {"input": "range", "min": 0, "max": 2, "step": 1, "name": ""}
-    assert "epoch 10" in texts(chart) and "epoch 0" not in texts(chart)
-    thin = [items for items in paths(chart) if items[0]["strokeWidth"] < 2]
-    assert len(thin) == 6, "three moments, residual and post-residual layers"
-
-
-def test_timeline_in_panels_has_one_slider_and_the_start_beside_the_moment():
-    chart = charts.timeline(panels(), panel="panel", says="says")
-    (slider,) = [p for p in chart.to_dict()["params"] if p["name"] == "now"]
-    assert slider["bind"]["max"] == 2 and texts(chart).count("at 10") == 3
+    assert texts(chart).count("at 10") == 3 and "at 0" not in texts(chart), "the last is shown"
     thin = [items for items in paths(chart) if items[0]["strokeWidth"] < 2]
     assert len(thin) == 6, "the first moment, residual and post-residual layers, three panels"
 
@@ -357,10 +350,11 @@ def test_timeline_in_panels_has_one_slider_and_the_start_beside_the_moment():
 
 
 def test_history_has_a_panel_per_column_and_a_line_per_network():
-    lines = paths(charts.history(history()))
+    chart = charts.history(history(), ["loss", "accuracy"], title="Training")
+    lines = paths(chart)
     assert len(lines) == 4 and all(len(items) == 3 for items in lines)
     assert {i[0]["stroke"] for i in lines} == {palette.COLOURS["sl"], palette.COLOURS["simclr"]}
-    assert {"loss", "accuracy"} <= set(texts(charts.history(history()), "axis-title"))
+    assert {"loss", "accuracy"} <= set(texts(chart, "axis-title"))
 
 
 def test_bars_keep_their_order_start_at_zero_and_carry_their_number():
@@ -381,9 +375,8 @@ def test_bars_keep_their_order_start_at_zero_and_carry_their_number():
         (lambda: charts.heatmap(cells().iloc[:0]), "at least one row"),
         (lambda: charts.curves(line(), y="accuracy"), "without accuracy"),
         (lambda: charts.curves(line(), kind="odd"), "kind: expected all, residual.* got 'odd'"),
-        (lambda: charts.curves(line(), interval="box"), "interval: expected band or bars, got 'box'"),
-        (lambda: charts.timeline(line()), "without epoch"),
-        (lambda: charts.history(history(), ["f1"]), "without f1"),
+        (lambda: timeline(line()), "without epoch"),
+        (lambda: charts.history(history(), ["f1"], title=""), "without f1"),
         (lambda: charts.bars(scores(), color="network"), "without network"),
         (lambda: charts.images(torch.zeros(2, 3, 8, 8)), "uint8 of shape .* got float32 of shape"),
         (lambda: charts.images(torch.zeros(3, 8, 8, dtype=torch.uint8)), r"got uint8 of shape \(3, 8, 8\)"),
@@ -508,11 +501,8 @@ def test_contrast_is_that_of_the_guidelines():
 
 
 @pytest.mark.parametrize("name", palette.COLOURS)
-def test_lines_and_text_have_contrast(name):
+def test_lines_have_contrast(name):
     assert palette.contrast(palette.COLOURS[name]) >= 3
-    assert palette.contrast(palette.text_colour(name)) >= 4.5
-    if palette.contrast(palette.COLOURS[name]) >= 4.5:
-        assert palette.text_colour(name) == palette.COLOURS[name]
 
 
 def test_text_on_white_has_contrast_in_every_chart():

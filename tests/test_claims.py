@@ -115,14 +115,14 @@ def judged(evidence, rise=0.5):
 def test_in_a_world_where_every_claim_holds_all_are_supported():
     found = judged(study(paper))
     assert {k: v.verdict for k, v in found.items()} == dict.fromkeys(found, SUPPORTED), [
-        c.table() for c in found.values()
+        c.to_dict() for c in found.values()
     ]
 
 
 def test_in_a_world_of_equal_networks_none_of_the_differences_is():
     found = judged(study(lambda a, la, b, lb: 0.9), rise=0.0)
     for name in ("C1", "C3", "C4", "C5", "C6", "C7"):
-        assert found[name].verdict == NOT_SUPPORTED, found[name].table()
+        assert found[name].verdict == NOT_SUPPORTED, found[name].to_dict()
 
 
 def test_residual_layers_that_differ_between_seeds_as_well_do_not_carry_c3():

@@ -206,21 +206,15 @@ def test_the_view_asks_the_network_for_nothing(view):
 # ----- the same without widgets
 
 
-def test_still_figures_hold_what_the_view_shows(view, networks):
-    for figures in (
-        view.still("layer2.0", "early", query=[3, 5]),
-        explorer.still(
-            networks, IMAGES, "layer2.0", "early", query=[3, 5], labels=LABELS, classes=shapes.SHAPES, layers=LAYERS
-        ),
-    ):
-        heatmap, faces, apart, curves = figures
-        assert isinstance(heatmap, alt.LayerChart) and isinstance(curves, alt.HConcatChart)
-        assert isinstance(faces, Picture) and isinstance(apart, Picture)
-        assert "image 3:" in faces.alt and "ours layer2.0" in faces.alt and "squeezenet early" in apart.alt
-        assert Image.open(io.BytesIO(faces.png)).width == 2 * faces.size[0] <= 2 * 960
-        lines = {row["what"] for rows in curves.to_dict()["datasets"].values() for row in rows if "what" in row}
-        assert lines == {"with the classes", "with its view (simclr)"}
-        assert all(f.to_dict()["description"] for f in (heatmap, curves))
+def test_still_figures_hold_what_the_view_shows(view):
+    heatmap, faces, apart, curves = view.still("layer2.0", "early", query=[3, 5])
+    assert isinstance(heatmap, alt.LayerChart) and isinstance(curves, alt.HConcatChart)
+    assert isinstance(faces, Picture) and isinstance(apart, Picture)
+    assert "image 3:" in faces.alt and "ours layer2.0" in faces.alt and "squeezenet early" in apart.alt
+    assert Image.open(io.BytesIO(faces.png)).width == 2 * faces.size[0] <= 2 * 960
+    lines = {row["what"] for rows in curves.to_dict()["datasets"].values() for row in rows if "what" in row}
+    assert lines == {"with the classes", "with its view (simclr)"}
+    assert all(f.to_dict()["description"] for f in (heatmap, curves))
 
 
 def test_the_outline_is_around_the_chosen_cell(view):
@@ -230,9 +224,8 @@ def test_the_outline_is_around_the_chosen_cell(view):
 
 def test_without_labels_and_views_there_are_no_curves(networks):
     floats = IMAGES.float() / 255
-    figures = explorer.still(
-        {"n": networks["squeezenet"]}, floats, "features.3", "features.12", layers=["features.3", "features.12"]
-    )
+    layers = ["features.3", "features.12"]
+    figures = explorer.explore({"n": networks["squeezenet"]}, floats, layers=layers).still(*layers)
     assert [type(f).__name__ for f in figures] == ["LayerChart", "Picture", "Picture"]
     assert figures[1].alt.startswith("Nearest images in n features.3 and n features.12")
 

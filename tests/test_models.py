@@ -46,14 +46,6 @@ def test_equal_seeds_share_the_backbone_whatever_the_head_and_the_global_generat
     assert not torch.equal(one.conv1.weight, other.conv1.weight)
 
 
-def test_embed_gives_the_pooled_features_and_leaves_the_head():
-    model = models.build(width=4).eval()
-    x = torch.randn(2, 3, 32, 32)
-    features = models.embed(model, x)
-    assert features.shape == (2, model.features)
-    assert torch.allclose(model.fc(features), model(x))
-
-
 @pytest.mark.parametrize(
     "options, names",
     [

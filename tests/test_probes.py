@@ -305,18 +305,6 @@ def test_r2_interval_is_the_bootstraps():
 
 
 # ------------------------------------------------------------------------------------------------------------- summary
-def test_paired_difference_uses_the_pairing():
-    generator = np.random.default_rng(0)
-    a = pd.DataFrame({"l": generator.random(1000) < 0.7})
-    b = a.copy()
-    b.loc[:49, "l"] = False  # worse on a few of the same images
-    row = probes.paired_difference(a, b).iloc[0]
-    assert np.isclose(row.difference, a.l.mean() - b.l.mean())
-    assert 0 < row.low < row.difference < row.high < 0.1
-    with pytest.raises(ValueError, match="^b: expected outcomes of a's 1000 images"):
-        probes.paired_difference(a, b[:10])
-
-
 # --------------------------------------------------------------------------------------------------------------- doors
 def broken(split, **changes):
     return ({**split[0], **changes}, split[1])

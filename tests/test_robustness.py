@@ -141,7 +141,7 @@ def test_views_that_share_only_their_class_are_not_invariance():
     images = views(lambda name, view: 3 * draw(name, "pool") + draw(name, "pool", view))
     for features, expected in ((only_classes, rb.OVERTURNED), (images, rb.HELD)):
         base = c6(features)
-        assert base.verdict == SUPPORTED, base.table()
+        assert base.verdict == SUPPORTED, base.to_dict()
         found = outcomes([base], {"centred": [c6(centred(features))], "retrieval": [c6_by_retrieval(features)]})
         assert found == {"centred": expected, "retrieval": expected}
 
@@ -370,7 +370,7 @@ def test_a_network_stitched_to_itself_is_itself(study):
     outputs = attacks._activations(model, paths, images)
     for layer, output in outputs.items():
         channels = output.shape[1]
-        identity = measures.Stitch(torch.eye(channels)[:, :, None, None], torch.zeros(channels), 1.0)
+        identity = measures.Stitch(torch.eye(channels)[:, :, None, None], torch.zeros(channels))
         (classes,) = attacks._behind(model, model, {layer: paths[layer]}, {layer: identity}, images).values()
         assert (classes == own).all()
     fitted = {layer: measures.stitch(output, output) for layer, output in outputs.items()}

@@ -141,6 +141,27 @@ def test_a_failure_stops_what_depends_on_it_and_nothing_else(project, engine, ca
     assert re.search(r"^c +done", out, re.M) and "2 to run, 3 up to date" in out
 
 
+def test_a_kernel_that_dies_in_the_middle_is_said_and_leaves_what_was_there(project, capfd):
+    project()
+    whole = (project.out / "notebooks" / "a.ipynb").read_bytes()
+    notebook(project.notebooks, "a", "import os\nos.kill(os.getpid(), 9)")
+    code, ran = project()
+    assert code != 0 and ran == []
+    assert re.search("a: .*[Kk]ernel died.*out of memory.*a.ipynb is as it was", capfd.readouterr().err)
+    assert (project.out / "notebooks" / "a.ipynb").read_bytes() == whole
+    page = (project.out / "index.html").read_text()
+    assert "was executed with other settings, images or sources" in page and "Of 1 claims" in page
+
+
+def test_verdicts_of_other_settings_are_not_mixed_into_the_report(project):
+    project()
+    project("--only", "b", "-p", "width", "4")
+    assert [c["id"] for c in json.loads((project.out / "claims.json").read_text())] == ["C2"]
+    assert (project.out / "index.html").read_text().count("was executed with other settings") == 2, "a and c"
+    assert project() == (0, ["b", "train", "train"])
+    assert [c["id"] for c in json.loads((project.out / "claims.json").read_text())] == ["C1", "C2"]
+
+
 def test_a_kernel_that_dies_at_its_start_is_started_again(project, monkeypatch):
     execute, tries = run_all.papermill.execute_notebook, []
 
@@ -154,7 +175,7 @@ def test_a_kernel_that_dies_at_its_start_is_started_again(project, monkeypatch):
     assert project("--only", "01_training", "--jobs", "1") == (0, ["train", "train"]) and len(tries) == 3
 
 
-def test_the_report_opens_with_a_summary_and_the_card_of_these_verdicts(project):
+def test_the_report_opens_with_a_summary_and_the_card_of_these_verdicts(project, monkeypatch):
     card = [
         {
             "claim": "C1",
@@ -170,6 +191,7 @@ def test_the_report_opens_with_a_summary_and_the_card_of_these_verdicts(project)
         "c",
         f"import json, pathlib\n(pathlib.Path(out) / 'card.json').write_text({json.dumps(card)!r})",
     )
+    monkeypatch.setitem(run_all.CHAPTERS, "c", (["a"], ["card.json"]))
     project()
     page = (project.out / "index.html").read_text()
     assert "Of 2 claims: 2 undecided." in page and "Of 1 verdicts under attack: 1 decided." in page

@@ -185,7 +185,7 @@ def test_pooled_features():
     for name, value in full.items():
         expected = value.mean((2, 3)) if value.ndim == 4 else value
         torch.testing.assert_close(got[name], expected, rtol=1e-4, atol=1e-5)
-    tokens = pooled({"vit": vit()}, noise(3, 3, 32, 32), ["encoder.ln"], batch_size=2)["vit"]["encoder.ln"]
+    tokens = pooled(vit(), noise(3, 3, 32, 32), ["encoder.ln"], batch_size=2)["encoder.ln"]
     torch.testing.assert_close(tokens, collect(vit(), ["encoder.ln"], noise(3, 3, 32, 32))["encoder.ln"].mean(1))
     for images, settings in ((x[:0], {}), (x, {"batch_size": 0}), (x.numpy(), {})):
         with pytest.raises(ValueError, match="expected"):

@@ -21,7 +21,9 @@ DESKTOP = {"width": 1440, "height": 900}
 def attacked(claims):
     """A card with every outcome: the verdicts before are real, those after are every one in turn."""
     verdicts = ["supported", "not supported", "undecided"]
-    for i, attack in enumerate(["biased estimator", "RBF kernel", "images in any top 1 % dropped", "input regressed out"]):
+    for i, attack in enumerate(
+        ["biased estimator", "RBF kernel", "images in any top 1 % dropped", "input regressed out"]
+    ):
         for j, claim in enumerate(claims[: 7 - i]):
             before, after = claim["verdict"], verdicts[(i + j) % 3]
             because = "" if before == after else claim["parts"][0]["statement"]
