@@ -468,7 +468,8 @@ def survivors(table: pd.DataFrame) -> Markdown:
         by = {o: rows.loc[rows["outcome"] == o, "attack"].tolist() for o in OUTCOMES}
         what = [f"{o} by {', '.join(by[o])}" for o in ("overturned", "weakened", "decided") if by[o]]
         tested = len(rows) - len(by["not tested"])
-        what += [f"holds under {'all ' if not what else ''}{len(by['held'])} of {tested} attacks"] if tested else []
+        held = f"all {tested}" if len(by["held"]) == tested else f"{len(by['held'])} of {tested}"
+        what += [f"holds under {held} attacks"] if tested else []
         what += [f"not tested by {', '.join(by['not tested'])}"] if by["not tested"] else []
         what = "; ".join(what)
         said.append(f"- **{claim}** ({rows['before'].iloc[0]}): {what}.")

@@ -8,6 +8,7 @@ whose numbers therefore differ a little from those of other notebooks.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from repsim import augment, cka, claims, models, probes, rng, snapshots, store, taps, train
@@ -69,28 +70,28 @@ def network(study: Study, name: str, share: float) -> nn.Module:
         try:
             weights = snapshots.load(final, step)
         except (FileNotFoundError, store.Damaged):
-            _train_again(study, name, final)
-            weights = snapshots.load(final, step)
+            weights = _made_again(study, name, final, step)
     model = trained.settings.build(len(study.summary.classes), study.torch_device)
     model.load_state_dict(weights)
     train.measure_batch_norm(model, study.images.train.images[:IMAGES].to(study.torch_device))
     return model.eval()
 
 
-def _train_again(study: Study, name: str, final: Path) -> None:
+def _made_again(study: Study, name: str, final: Path, step: int) -> dict[str, Tensor]:
     """Train a kept network a second time in a folder of its own, and move the moments to where they belong."""
     scratch = final.with_suffix(".again")  # a killed one goes on from its checkpoint
     with store.locked(final):
-        if snapshots.whole(final, steps(study, name)):  # another process has made them meanwhile
-            return
+        with contextlib.suppress(FileNotFoundError, store.Damaged):
+            return snapshots.load(final, step)  # another process has made it meanwhile
         print(f"{name}: its moments were not kept, so it is trained again\r", file=sys.stderr)
         again = train.train(study.settings(name), study.images, scratch, device=study.torch_device)
         if not snapshots.equal(again.model.state_dict(), study.network(name).model.state_dict()):
             warnings.warn(f"{name}: trained again it took another course than what is kept of it", stacklevel=3)
-        for step in schedule(steps(study, name)).values():
-            if (found := snapshots.path(scratch / final.name, step)).exists():
-                found.replace(snapshots.path(final, step))
+        for each in schedule(steps(study, name)).values():
+            if (found := snapshots.path(scratch / final.name, each)).exists():
+                found.replace(snapshots.path(final, each))
         shutil.rmtree(scratch)
+        return snapshots.load(final, step)
 
 
 # What is measured at every moment, once

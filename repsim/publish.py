@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import torchvision
 
-from repsim import __version__, attacks, auxiliary, distributed, ladder, moments, predictions, robustness, store
+from repsim import __version__, attacks, auxiliary, distributed, ladder, moments, predictions, robustness, store, train
 from repsim.claims import Claim
 from repsim.study import PROFILES, Study, commit, parameters, publication
 
@@ -106,7 +106,8 @@ def publish(study: Study, folder: Path, seconds: Mapping[str, float], core: bool
         store.write(folder / "predictions.json", json.dumps(judged, indent=1, allow_nan=False) + "\n")
         parts.append(folder / "predictions.json")
     cuda = study.torch_device.type == "cuda"
-    trained = [*(study.names if core else ()), *((*ladder.names(study), *auxiliary.names(study)) if further else ())]
+    names = [*(study.names if core else ()), *((*ladder.names(study), *auxiliary.names(study)) if further else ())]
+    kept = [n for n in dict.fromkeys(names) if train.path(study.settings(n), study.images, out / "networks").exists()]
     provenance = {
         "parameters": {f.name: getattr(study, f.name) for f in dataclasses.fields(study) if f.name not in PLACES},
         "images": study.summary._asdict(),
@@ -122,7 +123,7 @@ def publish(study: Study, folder: Path, seconds: Mapping[str, float], core: bool
         "hardware": torch.cuda.get_device_name()
         if cuda
         else f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "training_seconds": {name: round(study.network(name).seconds, 1) for name in dict.fromkeys(trained)},
+        "training_seconds": {name: round(study.network(name).seconds, 1) for name in kept},
         "seconds": dict(seconds),
         "checksums": {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in parts},
     }

@@ -51,11 +51,6 @@ def load(final: Path, step: int) -> dict[str, Tensor]:
     return load_tensors(path(final, step))[0]
 
 
-def whole(final: Path, steps: int) -> bool:
-    """Whether all moments before the last, which is the network itself, are there."""
-    return all(path(final, step).exists() for step in schedule(steps).values() if step < steps)
-
-
 def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     """Whether two networks have the same weights to the last bit."""
     return a.keys() == b.keys() and all(torch.equal(a[name].cpu(), b[name].cpu()) for name in a)

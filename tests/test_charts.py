@@ -341,7 +341,7 @@ def test_timeline_has_one_slider_over_the_moments_and_the_start_beside_the_one_t
     chart = timeline(panels())
     (slider,) = [p for p in chart.to_dict()["params"] if p["name"] == "now"]
     assert slider["bind"] | {"name": ""} == {"input": "range", "min": 0, "max": 2, "step": 1, "name": ""}
-    assert texts(chart).count("at 10") == 3 and "at 0" not in texts(chart), "the last is shown"
+    assert texts(chart).count("at 10.0") == 3 and "at 0.0" not in texts(chart), "the last is shown"
     thin = [items for items in paths(chart) if items[0]["strokeWidth"] < 2]
     assert len(thin) == 6, "the first moment, residual and post-residual layers, three panels"
 

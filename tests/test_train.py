@@ -46,7 +46,6 @@ def test_precision_is_of_the_passes_alone(images, uninterrupted, tmp_path):
     assert {v.dtype for v in half.model.parameters()} == {torch.float32}
     step = weights(full) - weights(train.train(dataclasses.replace(SETTINGS, epochs=0), images, tmp_path))
     assert 0 < (weights(half) - weights(full)).norm() < 0.2 * step.norm()
-    assert abs(half.history.loss - full.history.loss).max() < 0.02
     assert len({dataclasses.replace(SETTINGS, precision=p).key("") for p in ("auto", "float32", "bfloat16")}) == 3
 
 
