@@ -250,7 +250,9 @@ def c3(evidence: Evidence) -> Claim:
     ]
     parts = (
         evidence.part("normalised CKA of middle residual layers is low", "below", SIMILAR, low),
-        evidence.part("it is lower than the normalised CKA of middle post-residual layers", "above", EFFECT, gap),
+        evidence.part(
+            "normalised CKA of middle residual layers is lower than that of post-residual ones", "above", EFFECT, gap
+        ),
     )
     return Claim("C3", "they are reached by dissimilar means (residual layers)", parts, evidence.basis)
 
@@ -271,7 +273,10 @@ def c4(evidence: Evidence) -> Claim:
     parts = (
         evidence.part("normalised CKA falls from the end of stage 3 to the pool", "above", EFFECT, falls),
         evidence.part(
-            "it falls by more there than from the end of stage 1 to the end of stage 3", "above", 0.0, faster
+            "normalised CKA falls by more over the last stage than from the end of stage 1 to that of stage 3",
+            "above",
+            0.0,
+            faster,
         ),
     )
     return Claim("C4", "the representations diverge rapidly in the last few layers", parts, evidence.basis)
@@ -362,19 +367,19 @@ def c7(evidence: Evidence, probe: pd.DataFrame, contrastive: pd.DataFrame) -> Cl
             [est(n, lambda c, n=n: labels(c, n)) for n in simclr],
         ),
         evidence.part(
-            "linear-probe accuracy grows there in SimCLR",
+            "linear-probe accuracy grows from the first block to the end of stage 3 in SimCLR",
             "above",
             EFFECT,
             [rise_of(probe, n, begin, middle) for n in simclr],
         ),
         evidence.part(
-            "CKA between two views does not grow there in SL",
+            "CKA between two views does not grow from the first block to the end of stage 3 in SL",
             "below",
             EFFECT,
             [est(n, lambda c, n=n: views(c, n)) for n in sl],
         ),
         evidence.part(
-            "the contrastive loss of a fitted projection does not fall there in SL",
+            "the loss of a fitted contrastive projection does not fall from the first block to the end of stage 3 in SL",
             "below",
             NATS,
             [rise_of(contrastive, n, middle, begin, "loss") for n in sl],
