@@ -52,7 +52,8 @@ def resolve(model: nn.Module, layers: Sequence[str] | Mapping[str, str] | None =
     for name, path in named:
         base, at, call = path.partition("@")
         if base not in modules or (at and not (call.isdigit() and int(call) > 0)):
-            close = difflib.get_close_matches(base, [*study, *filter(None, modules)], n=4) or list(modules)[1:9]
+            known = dict.fromkeys([*study, *filter(None, modules)])
+            close = difflib.get_close_matches(base, known, n=4) or list(modules)[1:9]
             raise ValueError(
                 f"layers: expected a layer or module path of {type(model).__name__}, got {path!r}"
                 f"{'' if name == path else f' for {name!r}'}; did you mean {', '.join(close)}?"
