@@ -79,7 +79,7 @@ if published and published[0] != study.basis():
     said.append(f"The published run ({published[0]}): {counted(published[1])}.")
 Markdown(" ".join(said))
 
-# %
+# %%
 figures.learnt(study.probe([*study.core, "pixels"]), len(study.summary.classes))
 
 # %%

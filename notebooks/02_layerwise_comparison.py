@@ -70,7 +70,7 @@ evidence = study.evidence()
 c1, c2, c3 = (study.claim(judge(evidence)) for judge in (claims.c1, claims.c2, claims.c3))
 figures.verdicts([c1, c2, c3], publish.published())
 
-# %
+# %%
 figures.learnt(study.probe([*study.core, "pixels"]), len(study.summary.classes))
 
 # %%

@@ -67,7 +67,7 @@ evidence, probe = study.evidence(), study.probe([*study.core, "pixels"])
 c4, c5, c6 = (study.claim(c) for c in (claims.c4(evidence), claims.c5(evidence, probe), claims.c6(evidence)))
 figures.verdicts([c4, c5, c6], publish.published())
 
-# %
+# %%
 figures.learnt(probe, len(study.summary.classes))
 
 # %%

@@ -68,7 +68,7 @@ evidence, probe, contrastive = study.evidence(), study.probe([*study.core, "pixe
 c7 = study.claim(claims.c7(evidence, probe, contrastive))
 figures.verdicts([c7], publish.published())
 
-# %
+# %%
 figures.learnt(probe, len(study.summary.classes))
 
 # %%

@@ -82,7 +82,7 @@ figures.card(card, title="What each attack does to each verdict")
 # %%
 figures.survivors(card)
 
-# %
+# %%
 figures.learnt(study.probe([*study.core, "pixels"]), len(study.summary.classes))
 
 # %% [markdown]

@@ -1,5 +1,6 @@
 """The files that have to agree with one another do."""
 
+import ast
 import json
 import re
 import subprocess
@@ -52,6 +53,13 @@ def test_every_notebook_is_executed_in_order_whole_and_small(path):
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
     assert notebook.metadata.kernelspec.name == "python3"
     assert path.stat().st_size < 1_500_000
+    lost = [  # shown is the last value of a cell, and what `display` is given
+        ast.unparse(line)
+        for cell in code
+        for line in ast.parse(cell.source).body[:-1]
+        if isinstance(line, ast.Expr) and re.match(r"(figures|charts|Markdown)\b(?!\.use)", ast.unparse(line))
+    ]
+    assert not lost, "nobody sees these"
     ignored = [cell for cell in code if any("ignore" in tag for tag in cell.metadata.get("tags", []))]
     assert len(ignored) <= 1, "outputs that are not compared cannot be trusted"
 

@@ -239,7 +239,8 @@ def test_a_killed_run_leaves_no_process_behind(project):
     """Nor memory: a process that doit started would wait for its next notebook for ever."""
     started = "from pathlib import Path\n(Path(out) / network).touch()\nimport time\ntime.sleep(600)"
     notebook(project.notebooks, "01_training", started, '\nnetwork = ""')
-    code = f"import run_all, pathlib; run_all.NOTEBOOKS = pathlib.Path({str(project.notebooks)!r}); run_all.CHAPTERS = run_all.FURTHER = {{}}; "
+    code = f"import run_all, pathlib; run_all.NOTEBOOKS = pathlib.Path({str(project.notebooks)!r}); "
+    code += "run_all.CHAPTERS = run_all.FURTHER = {}; "
     command = ["--profile", str(project.folder / "p.yaml"), "--out", str(project.out), "--jobs", "2"]
     running = psutil.Popen([sys.executable, "-c", code + f"run_all.main({command!r})"], cwd=ROOT)
     while not all((project.out / network).exists() for network in ("sl-0", "simclr-0")):
