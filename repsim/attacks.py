@@ -16,7 +16,7 @@ import torch
 from sklearn.decomposition import KernelPCA
 from torch import Tensor, nn
 
-from repsim import augment, cka, claims, measures, models, probes, rng, taps
+from repsim import augment, cka, claims, grams, measures, models, probes, rng, taps
 from repsim import robustness as rb
 from repsim.claims import VIEWS, Claim, Estimate, Evidence
 from repsim.comparison import Comparison
@@ -214,25 +214,24 @@ def null(study: Study, a: str, b: str) -> pd.DataFrame:
     """`measures.permutation_null` of all layers of a with all of b: whole activation maps of SAMPLE images."""
 
     def make() -> pd.DataFrame:
-        grams = [_grams(study.network(n).model, study.images.test.images[:SAMPLE]) for n in (a, b)]
-        return measures.permutation_null(*grams, permutations=PERMUTATIONS, generator=rng.generator("null", a, b))
+        both = [_grams(study.network(n).model, study.images.test.images[:SAMPLE]) for n in (a, b)]
+        return measures.permutation_null(*both, permutations=PERMUTATIONS, generator=rng.generator("null", a, b))
 
     return study.table(f"null-{a}-{b}", make, [a, b]).assign(a=a, b=b)
 
 
 @torch.no_grad()
 def _grams(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    grams: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
 
     def reduce(layer: str, output: Tensor) -> None:
-        x = output.flatten(1)
-        x = (x.cpu() if x.device.type == "mps" else x).double()  # which has no float64
-        grams[layer] = (x - x.mean(0)) @ (x - x.mean(0)).T
+        x = grams.exact(output.flatten(1))
+        found[layer] = (x - x.mean(0)) @ (x - x.mean(0)).T
 
     paths = {l: p for l, p in models.layer_paths(model).items() if models.layer_kind(l) != "head"}
     with taps.tapped(model, paths, reduce):
         model(taps.network_input(images, model))
-    return grams
+    return found
 
 
 def collapse(study: Study) -> pd.DataFrame:

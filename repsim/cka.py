@@ -55,8 +55,7 @@ def cka(x: Tensor, y: Tensor, *, estimator: str = "unbiased", kernel: str = "lin
         raise ValueError(f"x, y: expected features of the same images, got {len(x)} and {len(y)} rows")
     centred = []
     for value in (x, y):
-        features = (value.cpu() if value.device.type == "mps" else value.detach()).double()
-        gram, raw = grams.centred_gram(grams.flat(features))
+        gram, raw = grams.centred_gram(grams.flat(grams.exact(value.detach())))
         varies = gram.trace() > grams.tolerance(value.dtype) * raw
         centred.append(grams.centre(grams.kernel_of(gram, kernel, threshold), estimator) * varies)
     k, l = centred[0], centred[1].to(centred[0].device)

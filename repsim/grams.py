@@ -28,6 +28,11 @@ def flat(x: Tensor) -> Tensor:
     return x.permute(0, *sorted(range(1, x.ndim), key=lambda d: -x.stride(d))).flatten(1)
 
 
+def exact(x: Tensor) -> Tensor:
+    """x in float64; on the CPU where its device has none (MPS)."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 def tolerance(dtype: torch.dtype) -> float:
     """The share of a Gram's trace below which what centring leaves is rounding: the source is constant."""
     return (16 * torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps) ** 2

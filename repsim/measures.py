@@ -284,10 +284,8 @@ def _pair(x: Tensor, y: Tensor, rows: int = 2) -> tuple[Tensor, Tensor]:
             raise ValueError(f"{name}: expected finite values, got NaN or infinity; leave such rows out")
     if len(x) != len(y):
         raise ValueError(f"x, y: expected features of the same images, got {len(x)} and {len(y)} rows")
-    x, y = (
-        value.detach().cpu() if value.device.type == "mps" else value.detach() for value in (x, y)
-    )  # no float64 there
-    return x.double(), y.double().to(x.device)
+    x, y = (grams.exact(value.detach()) for value in (x, y))
+    return x, y.to(x.device)
 
 
 def _by_class(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -381,8 +381,7 @@ def predictions(study: Study) -> list[Claim]:
 
 def protocol(study: Study) -> pd.DataFrame:
     """`Study.protocol` of these numbers: two columns, what and how."""
-    rows = dict(study.protocol().itertuples(index=False)) | {
-        "networks": ", ".join(names(study)),
+    rows = dict(study.protocol(names(study)).itertuples(index=False)) | {
         "evaluation": f"at most {IMAGES:,} test images, eval mode, the weights of each moment with batch-norm statistics "
         f"measured over at most {IMAGES:,} training images",
         "readings": f"fitted to at most {FIT:,} training images, tested on at most {TEST:,} test images",
