@@ -1,7 +1,7 @@
 """Weights on the way: what a network was at a logarithmic schedule of moments of its training.
 
-`train.train` keeps them beside the network, as NAME-KEY.step-STEP and rounded to float16 as it is, without touching what is trained. A moment is named by
-its share of the training, so that runs of different length are compared at the same share.
+`train.train` keeps them beside the network, as NAME-KEY.step-STEP and rounded to float16 as it is, without touching what is
+trained. A moment is named by its share of the training, so that runs of different length are compared at the same share.
 """
 
 from __future__ import annotations
