@@ -68,10 +68,13 @@ verdicts = [study.claim(claim) for claim in study.verdicts()]
 published = publish.published()
 figures.verdicts(verdicts, published)
 
+
 # %%
 def counted(found):
     count = pd.Series([c.verdict for c in found]).value_counts()
-    return ", ".join(f"{count[v]} {v}" for v in (claims.SUPPORTED, claims.NOT_SUPPORTED, claims.UNDECIDED) if v in count)
+    return ", ".join(
+        f"{count[v]} {v}" for v in (claims.SUPPORTED, claims.NOT_SUPPORTED, claims.UNDECIDED) if v in count
+    )
 
 
 said = [f"Of {len(verdicts)} claims, at this scale: {counted(verdicts)}."]

@@ -79,7 +79,9 @@ else:
     train_set = study.images.train
 rows = [torch.nonzero(train_set.labels == c).flatten()[:3] for c in range(len(train_set.classes))]
 sample = torch.stack([r[i] for i in range(3) for r in rows[:10]])
-charts.images(train_set.images[sample], [train_set.classes[c] for c in train_set.labels[sample]], title="Training images")
+charts.images(
+    train_set.images[sample], [train_set.classes[c] for c in train_set.labels[sample]], title="Training images"
+)
 
 # %% [markdown]
 # Training never shows an image as it is. SL sees a shifted, perhaps mirrored copy. SimCLR sees two *views*: a random crop

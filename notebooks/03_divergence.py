@@ -98,7 +98,11 @@ for pair in claims.pairs(study.seeds):
             rows.append({"a": one, "b": with_, "layer": layer, "cka": value, "low": low, "high": high})
 normalised = pd.DataFrame(rows)
 charts.curves(
-    normalised, kind="panels", domain=(0, 1.25), y_title="normalised CKA", title="SL against SimCLR, relative to seed ceilings"
+    normalised,
+    kind="panels",
+    domain=(0, 1.25),
+    y_title="normalised CKA",
+    title="SL against SimCLR, relative to seed ceilings",
 )
 
 # %%
@@ -139,11 +143,17 @@ figures.describe(c5)
 # %%
 a, b = claims.VIEWS
 views = pd.concat([comparison.curve(f"{name}@{a}", f"{name}@{b}") for name in study.core])
-charts.curves(views.assign(comparison=[n.split("-")[0] for n in views.a]), kind="panels", title="CKA between two augmented views")
+charts.curves(
+    views.assign(comparison=[n.split("-")[0] for n in views.a]), kind="panels", title="CKA between two augmented views"
+)
 
 # %%
 clean = pd.concat([comparison.curve(name, f"{name}@{a}") for name in study.core])
-charts.curves(clean.assign(comparison=[n.split("-")[0] for n in clean.a]), kind="panels", title="CKA between a view and the clean image")
+charts.curves(
+    clean.assign(comparison=[n.split("-")[0] for n in clean.a]),
+    kind="panels",
+    title="CKA between a view and the clean image",
+)
 
 # %% [markdown]
 # View-CKA is not invariance by itself: a layer that knows only the class has a high view-CKA too. Retrieval tells the two
@@ -152,7 +162,11 @@ charts.curves(clean.assign(comparison=[n.split("-")[0] for n in clean.a]), kind=
 # %%
 retrieval = study.retrieval(study.core).rename(columns={"accuracy@1": "share"})
 charts.curves(
-    retrieval, y="share", kind="post-residual", y_title="retrieved at rank 1", title="Finding an image's other view among all"
+    retrieval,
+    y="share",
+    kind="post-residual",
+    y_title="retrieved at rank 1",
+    title="Finding an image's other view among all",
 )
 
 # %%

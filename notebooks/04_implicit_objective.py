@@ -130,9 +130,15 @@ for name in [n for n in study.core if n.endswith("-0")]:
     classes = comparison.curve(name, "labels").set_index("layer_a").cka
     views = comparison.curve(f"{name}@{a}", f"{name}@{b}").set_index("layer_a").cka
     for position, layer in enumerate(evidence.layers):
-        rows.append({"network": name, "layer": layer, "classes": classes[layer], "views": views[layer], "position": position})
+        rows.append(
+            {"network": name, "layer": layer, "classes": classes[layer], "views": views[layer], "position": position}
+        )
 figures.path(
-    pd.DataFrame(rows), x="classes", y="views", x_title="CKA with the classes", y_title="CKA between two views",
+    pd.DataFrame(rows),
+    x="classes",
+    y="views",
+    x_title="CKA with the classes",
+    y_title="CKA between two views",
     title="From stem to pool: classes against view invariance",
 )
 

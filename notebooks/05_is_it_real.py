@@ -142,7 +142,9 @@ charts.curves(curves, color="variant", kind="panels", title=f"{one} with {other}
 # %%
 left, whole = attacks.trimmed(study).images, study.summary.test
 display(
-    Markdown(f"{whole - left} of {whole} images were among the largest 1 % at the end of a stage of a trained network."),
+    Markdown(
+        f"{whole - left} of {whole} images were among the largest 1 % at the end of a stage of a trained network."
+    ),
     figures.effect(card, "RBF kernel", "images in any top 1 % dropped"),
 )
 
@@ -181,6 +183,7 @@ figures.effect(card, "input regressed out")
 # ceilings up (two seeds count as equal) and asks the raw number to pass the same thresholds. It matters most where two seeds of one
 # objective agree least: see the ceilings below.
 
+
 # %%
 def curve(label, value):
     rows = []
@@ -202,7 +205,11 @@ if pairs:
     ]
     display(
         charts.curves(
-            pd.concat(scores), color="score", kind="panels", domain=(0, 1.1), title="The normalised score and what it is made of"
+            pd.concat(scores),
+            color="score",
+            kind="panels",
+            domain=(0, 1.1),
+            title="The normalised score and what it is made of",
         )
     )
 
@@ -252,7 +259,11 @@ if pairs:
         chosen = [pair for pair in attacks.pairs(study) if {*pair} & {*pairs[0].networks}]
         found += [measured.curve(*pair).assign(measure=measure) for pair in chosen]
     found = pd.concat(found).rename(columns={"cka": "similarity"})
-    display(figures.panels(found[~found.layer_a.str.startswith("head")], "similarity", "measure", title="Three other measures"))
+    display(
+        figures.panels(
+            found[~found.layer_a.str.startswith("head")], "similarity", "measure", title="Three other measures"
+        )
+    )
 
 # %%
 figures.effect(card, *attacks.MEASURES)
@@ -263,7 +274,11 @@ figures.effect(card, *attacks.MEASURES)
 
 # %%
 figures.path(
-    attacks.shape_map(study), x="x", y="y", x_title="first coordinate", y_title="second coordinate",
+    attacks.shape_map(study),
+    x="x",
+    y="y",
+    x_title="first coordinate",
+    y_title="second coordinate",
     title="A map of layers: near is alike up to rotation",
 )
 
@@ -278,7 +293,11 @@ figures.path(
 # %%
 null = attacks.null(study, one, other) if pairs else pd.DataFrame()
 if pairs:
-    display(charts.heatmap(null, color="calibrated", color_title="calibrated CKA", title=f"Calibrated similarity, {one} with {other}"))
+    display(
+        charts.heatmap(
+            null, color="calibrated", color_title="calibrated CKA", title=f"Calibrated similarity, {one} with {other}"
+        )
+    )
 
 # %%
 if pairs:
@@ -359,7 +378,9 @@ if "random_labels" in study.controls:
 
 # %%
 collapse = attacks.collapse(study)
-figures.panels(collapse[collapse.network.str.endswith("-0")], "value", "quantity", title="Neural collapse along the layers")
+figures.panels(
+    collapse[collapse.network.str.endswith("-0")], "value", "quantity", title="Neural collapse along the layers"
+)
 
 # %%
 figures.effect(card, "nearest class centre", "shuffled labels")
@@ -381,7 +402,13 @@ for n in ("sl-0", "simclr-0"):
             value, low, high = comparison.interval(lambda c, x=cell: c(*x))
             rows.append({"layer": f"{n}, {layer}", "quantity": quantity, "cka": value, "low": low, "high": high})
 charts.bars(
-    pd.DataFrame(rows), "layer", "cka", "quantity", value_title="CKA", domain=(0, 1), title="From the pool through the head"
+    pd.DataFrame(rows),
+    "layer",
+    "cka",
+    "quantity",
+    value_title="CKA",
+    domain=(0, 1),
+    title="From the pool through the head",
 )
 
 # %%
@@ -425,8 +452,12 @@ figures.effect(card, "stitching")
 if pairs:
     display(
         figures.scatter(
-            attacks.gaps(study, evidence, probe), "dissimilarity", "gap", x_title="1 - CKA(SL, SimCLR)",
-            y_title="gap in linear-probe accuracy", title="Are layers that are less alike also read differently?",
+            attacks.gaps(study, evidence, probe),
+            "dissimilarity",
+            "gap",
+            x_title="1 - CKA(SL, SimCLR)",
+            y_title="gap in linear-probe accuracy",
+            title="Are layers that are less alike also read differently?",
         )
     )
     said = [

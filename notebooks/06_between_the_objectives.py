@@ -50,7 +50,9 @@ controls = ["sl_simclr_views", "random_labels"]  # list: further objectives to t
 recipe = {}  # dict: other training settings, such as {"simclr": {"learning_rate": 0.2}}
 device = "auto"  # str: cpu, cuda, mps, or auto
 out = "../runs/tiny"  # str: where networks, tables and verdicts are kept
-artefacts = "../results/cifar10-beyond"  # str: published results to draw, with their own settings for all above; None trains
+artefacts = (
+    "../results/cifar10-beyond"  # str: published results to draw, with their own settings for all above; None trains
+)
 
 # %%
 import pandas as pd
@@ -113,7 +115,16 @@ Markdown("Where the ladder parts most:\n\n" + "\n".join(f"- {parting}" for parti
 drops = ladder.drops(evidence)
 if len(drops):
     drops["step"] += ", seed " + drops["seed"]
-    display(charts.bars(drops, "step", "drop", "layers", title="How far neighbouring rungs are apart", value_title="1 - normalised CKA"))
+    display(
+        charts.bars(
+            drops,
+            "step",
+            "drop",
+            "layers",
+            title="How far neighbouring rungs are apart",
+            value_title="1 - normalised CKA",
+        )
+    )
 
 # %% [markdown]
 # *How to read it.* A bar is one step of the ladder in one seed: 0 says that the two rungs differ no more than two seeds of one rung
@@ -142,7 +153,16 @@ figures.markdown(ladder.learnt(study))
 ends = [("untrained", ladder.RUNGS[0]), ("untrained", ladder.RUNGS[-1])]
 if len(drops):
     floor = ladder.curves(evidence, ends)
-    display(charts.curves(floor, color="step", kind="panels", domain=None, y_title="normalised CKA", title="What the beginning leaves in common"))
+    display(
+        charts.curves(
+            floor,
+            color="step",
+            kind="panels",
+            domain=None,
+            y_title="normalised CKA",
+            title="What the beginning leaves in common",
+        )
+    )
 
 # %% [markdown]
 # Each rung with the one before:
@@ -150,7 +170,16 @@ if len(drops):
 # %%
 if len(drops):
     steps = ladder.curves(evidence, ladder.STEPS)
-    display(charts.curves(steps, color="step", kind="panels", domain=None, y_title="normalised CKA", title="Each rung with the rung before it"))
+    display(
+        charts.curves(
+            steps,
+            color="step",
+            kind="panels",
+            domain=None,
+            y_title="normalised CKA",
+            title="Each rung with the rung before it",
+        )
+    )
 
 # %% [markdown]
 # and each with cross-entropy, the first:
@@ -158,7 +187,16 @@ if len(drops):
 # %%
 if len(drops):
     whole = ladder.curves(evidence, [(ladder.RUNGS[0], rung) for rung in ladder.RUNGS[1:]])
-    display(charts.curves(whole, color="step", kind="panels", domain=None, y_title="normalised CKA", title="Each rung with cross-entropy"))
+    display(
+        charts.curves(
+            whole,
+            color="step",
+            kind="panels",
+            domain=None,
+            y_title="normalised CKA",
+            title="Each rung with cross-entropy",
+        )
+    )
 
 # %% [markdown]
 # *How to read it.* Two lines of a colour are two seeds. Values above 1 are what networks owe to a beginning and to views in common.
@@ -176,16 +214,31 @@ pool = near[near.layer == "pool"].assign(
     objective=[ladder.TITLES[a.rpartition("-")[0]] for a in near[near.layer == "pool"].a],
     versus=["with " + ladder.TITLES[b.rpartition("-")[0]] for b in near[near.layer == "pool"].b],
 )
-charts.bars(pool, "objective", "cka", "versus", value_title="CKA at the pool", title="All objectives between the two ends", domain=(0, 1))
+charts.bars(
+    pool,
+    "objective",
+    "cka",
+    "versus",
+    value_title="CKA at the pool",
+    title="All objectives between the two ends",
+    domain=(0, 1),
+)
 
 # %%
-simclr = near[(near.b == "simclr-0") & ~near.a.str.startswith("ce_views")].assign(objective=lambda t: [a.rpartition("-")[0] for a in t.a])
+simclr = near[(near.b == "simclr-0") & ~near.a.str.startswith("ce_views")].assign(
+    objective=lambda t: [a.rpartition("-")[0] for a in t.a]
+)
 charts.curves(simclr, color="objective", kind="panels", title="CKA with SimCLR, layer by layer")
 
 # %%
 figures.path(
-    ladder.plane(near), x="x", y="y", x_title="CKA with cross-entropy", y_title="CKA with SimCLR",
-    title="The families between the two ends, from the stem to the pool", domain=(0, 1),
+    ladder.plane(near),
+    x="x",
+    y="y",
+    x_title="CKA with cross-entropy",
+    y_title="CKA with SimCLR",
+    title="The families between the two ends, from the stem to the pool",
+    domain=(0, 1),
 )
 
 # %% [markdown]
@@ -205,7 +258,10 @@ kept = ["x", "y", "scale", "rotation", "foreground_hue", "background_hue"]
 shown = [f"{objective}-0" for objective in (*ladder.RUNGS, "rotation", "untrained")]
 table = factors[factors.network.isin(shown) & factors.factor.isin(kept) & ~factors.layer.str.startswith("head")]
 table = pd.concat([table[table.factor == name] for name in kept])
-display(Markdown(f"**Here:** {embedded.basis()}."), figures.panels(table, "score", "factor", title="What a linear reader finds of each factor, R²"))
+display(
+    Markdown(f"**Here:** {embedded.basis()}."),
+    figures.panels(table, "score", "factor", title="What a linear reader finds of each factor, R²"),
+)
 
 # %% [markdown]
 # *How to read it.* A panel is a factor that the images were drawn with, a line a rung. A line that falls towards the pool drops the
@@ -220,7 +276,9 @@ display(*(figures.describe(p, figures.PREDICTED) for p in position))
 
 # %%
 counts = pd.Series([predictions.outcome(p) for p in judged]).value_counts()
-said = ", ".join(f"{counts.get(word, 0)} {word}" for word in (predictions.CONFIRMED, predictions.REFUTED, predictions.OPEN))
+said = ", ".join(
+    f"{counts.get(word, 0)} {word}" for word in (predictions.CONFIRMED, predictions.REFUTED, predictions.OPEN)
+)
 Markdown(f"Of {len(judged)} predictions: {said}. " + " ".join(f"For the {parting}." for parting in partings))
 
 # %% [markdown]

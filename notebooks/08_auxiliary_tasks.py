@@ -43,7 +43,9 @@ controls = ["sl_simclr_views", "random_labels"]  # list: further objectives to t
 recipe = {}  # dict: other training settings, such as {"simclr": {"learning_rate": 0.2}}
 device = "auto"  # str: cpu, cuda, mps, or auto
 out = "../runs/tiny"  # str: where networks, tables and verdicts are kept
-artefacts = "../results/cifar10-beyond"  # str: published results to draw, with their own settings for all above; None trains
+artefacts = (
+    "../results/cifar10-beyond"  # str: published results to draw, with their own settings for all above; None trains
+)
 
 # %%
 import pandas as pd
@@ -120,15 +122,25 @@ Markdown(
 # %%
 cut = ["untrained-0", "sl-0", "simclr-0"]
 curves = [
-    auxiliary.curves(tables.transfer, cut, tables.depths, task, "probe").assign(task=f"{task}, probe") for task in tables.tasks
+    auxiliary.curves(tables.transfer, cut, tables.depths, task, "probe").assign(task=f"{task}, probe")
+    for task in tables.tasks
 ]
 task = tables.tasks[0]
 tuned = auxiliary.curves(tables.finetuned, cut, tables.depths, task, "fine-tuned")
 curves += [tuned.assign(task=f"{task}, fine-tuned on {auxiliary.LABELLED} images")]
-figures.panels(pd.concat(curves).rename(columns={"value": "accuracy"}), "accuracy", "task", title="The second set, from every depth, seed 0")
+figures.panels(
+    pd.concat(curves).rename(columns={"value": "accuracy"}),
+    "accuracy",
+    "task",
+    title="The second set, from every depth, seed 0",
+)
 
 # %%
-figures.forest([found[i] for i in ("8.1", "8.2", "8.3", "8.5")], title="Cutting: what the predictions rest on", marks=figures.PREDICTED)
+figures.forest(
+    [found[i] for i in ("8.1", "8.2", "8.3", "8.5")],
+    title="Cutting: what the predictions rest on",
+    marks=figures.PREDICTED,
+)
 
 # %% [markdown]
 # *How to read it.* Compare each line's end of stage 3 with its pool: a fall says that cutting helps. The grey line is what the
@@ -138,6 +150,7 @@ figures.forest([found[i] for i in ("8.1", "8.2", "8.3", "8.5")], title="Cutting:
 for i in ("8.1", "8.2", "8.3", "8.4", "8.5"):
     display(figures.describe(found[i], figures.PREDICTED))
 
+
 # %%
 def at_pool(cells, objective, measure):
     names = [f"{objective}-{seed}" for seed in range(study.seeds)]
@@ -145,7 +158,10 @@ def at_pool(cells, objective, measure):
 
 
 peaks = ", ".join(f"{layer} in {name}" for name, layer in tables.peaks.items())
-tuned = "; ".join(f"{said} {at_pool(tables.finetuned, o, 'fine-tuned')}" for o, said in zip(["untrained", "sl", "simclr"], ["from scratch", "SL", "SimCLR"]))
+tuned = "; ".join(
+    f"{said} {at_pool(tables.finetuned, o, 'fine-tuned')}"
+    for o, said in zip(["untrained", "sl", "simclr"], ["from scratch", "SL", "SimCLR"])
+)
 Markdown(
     f"On validation images a probe of the class peaks at {peaks}. Fine-tuned whole, networks are right about the {task} of these "
     f"shares of the test images, chance being {auxiliary.chance(task):.2f}: {tuned}; a probe of SimCLR's pool with nothing tuned of "
@@ -178,7 +194,11 @@ near = near.rename(columns={"layer_a": "layer"}).drop(columns=["low", "high"])
 charts.curves(near, domain=None, width=420, title="CKA with SL of another seed, at every depth")
 
 # %%
-figures.forest([found[i] for i in ("8.6", "8.7", "8.8", "8.9")], title="Placing: what the predictions rest on", marks=figures.PREDICTED)
+figures.forest(
+    [found[i] for i in ("8.6", "8.7", "8.8", "8.9")],
+    title="Placing: what the predictions rest on",
+    marks=figures.PREDICTED,
+)
 
 # %% [markdown]
 # *How to read it.* Each row is a difference of two networks on the same test images, and of one seed. An empty panel is left out: a
@@ -202,13 +222,18 @@ rows = rows[rows.factor.isin(kept) & rows.layer.isin(tables.depths)]
 lines = rows.drop(columns=["low", "high"])
 display(
     Markdown(f"**Here:** {embedded.basis()}."),
-    figures.panels(lines, "score", "factor", title="What each layer knows of position, scale, rotation, colour and texture"),
+    figures.panels(
+        lines, "score", "factor", title="What each layer knows of position, scale, rotation, colour and texture"
+    ),
 )
 
 # %%
 at = rows[rows.layer == "pool"].pivot(index="factor", columns="network", values="score").loc[kept]
 read = at[at.max(axis=1) > 0.05]  # the others nobody reads
-said = [f"*{f}* is kept most by {v.idxmax()} ({v.max():.2f}) and least by {v.idxmin()} ({v.min():.2f})" for f, v in read.iterrows()]
+said = [
+    f"*{f}* is kept most by {v.idxmax()} ({v.max():.2f}) and least by {v.idxmin()} ({v.min():.2f})"
+    for f, v in read.iterrows()
+]
 said += [f"*{f}* is read from none" for f in kept if f not in read.index]
 Markdown("At the pool: " + "; ".join(said) + ".")
 
@@ -231,7 +256,9 @@ rows = near[near.network.str.startswith(("sl-", "simclr-", "simclr_simplex", "si
 charts.curves(rows, domain=None, width=420, title="CKA with SL of another seed: SimCLR, and SimCLR with prototypes")
 
 # %%
-figures.forest([found[i] for i in ("8.10", "8.11", "8.12")], title="Pulling: what the predictions rest on", marks=figures.PREDICTED)
+figures.forest(
+    [found[i] for i in ("8.10", "8.11", "8.12")], title="Pulling: what the predictions rest on", marks=figures.PREDICTED
+)
 
 # %% [markdown]
 # *How to read it.* SimCLR and SimCLR with prototypes share initial weights, batches and views; the line of SL, another seed of the

@@ -103,7 +103,9 @@ comparison = cka.compare(
 )
 best = comparison.table("resnet", "squeezenet").sort_values("cka").groupby("layer_a", sort=False).last().reset_index()
 order = {layer: i for i, layer in enumerate(comparison.layers("resnet"))}
-best = best.sort_values("layer_a", key=lambda column: column.map(order)).assign(what="squeezenet, its most similar layer")
+best = best.sort_values("layer_a", key=lambda column: column.map(order)).assign(
+    what="squeezenet, its most similar layer"
+)
 lines = [
     best,
     comparison.curve("resnet", "other resnet").assign(what="another ResNet, same layer"),
@@ -179,7 +181,9 @@ display(*view.still("layer2.1", "features.7"))
 # network:
 
 # %%
-imagenet = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
+imagenet = v2.Compose(
+    [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
+)
 darker = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize([1.0, 1.0, 1.0], [0.25, 0.25, 0.25])])
 twice = {"ImageNet's": networks["squeezenet"], "study's": networks["squeezenet"], "wrong": networks["squeezenet"]}
 inputs = cka.compare(
@@ -218,7 +222,9 @@ print("streams:", ", ".join(streamed.streams), "· images:", streamed.images)
 
 # %%
 tries = {
-    "a misspelt layer": lambda: cka.compare(networks, images, layers={"resnet": ["layer9.1"], "squeezenet": ["features.3"]}),
+    "a misspelt layer": lambda: cka.compare(
+        networks, images, layers={"resnet": ["layer9.1"], "squeezenet": ["features.3"]}
+    ),
     "a module called twice": lambda: cka.compare({"resnet": networks["resnet"]}, images[:8], layers=["layer1.0.relu"]),
     "no layers given": lambda: cka.compare({"squeezenet": networks["squeezenet"]}, images[:8]),
     "integers": lambda: cka.compare(networks, images[:8].long(), layers=layers),

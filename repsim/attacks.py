@@ -7,6 +7,7 @@ first SAMPLE test images, which are stratified.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -16,7 +17,7 @@ import torch
 from sklearn.decomposition import KernelPCA
 from torch import Tensor, nn
 
-from repsim import augment, cka, claims, grams, measures, models, probes, rng, taps
+from repsim import augment, cka, claims, measures, models, probes, rng, taps
 from repsim import robustness as rb
 from repsim.claims import VIEWS, Claim, Estimate, Evidence
 from repsim.comparison import Comparison
@@ -55,7 +56,14 @@ def pairs(study: Study) -> list[tuple[str, str]]:
 def rbf(study: Study) -> Comparison:
     """With the RBF kernel, clean images only."""
     names = networks(study)
-    return study.compared("rbf", partial(study.compare, names, views=None, pixels=False, kernel="rbf"), names)
+
+    def make() -> Comparison:
+        comparison = study.compare(names, views=None, pixels=False, estimators=("rbf",))
+        return dataclasses.replace(
+            comparison, hsic={"unbiased": comparison.hsic["rbf"]}, totals={"unbiased": comparison.totals["rbf"]}
+        )
+
+    return study.compared("rbf", make, names)
 
 
 def trimmed(study: Study) -> Comparison:
@@ -225,7 +233,7 @@ def _grams(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
 
     def reduce(layer: str, output: Tensor) -> None:
-        x = grams.exact(output.flatten(1))
+        x = cka.exact(output.flatten(1))
         found[layer] = (x - x.mean(0)) @ (x - x.mean(0)).T
 
     paths = {l: p for l, p in models.layer_paths(model).items() if models.layer_kind(l) != "head"}

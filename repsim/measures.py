@@ -17,7 +17,7 @@ from scipy.spatial.distance import pdist
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from repsim import grams
+from repsim import cka
 
 
 # ------------------------------------------------------------------------------------------- comparisons of two layers
@@ -150,7 +150,7 @@ def _centred_row(name: str, gram: Tensor) -> Tensor:
     """U-centred Gram of norm 1, float32: the inner product of two is unbiased CKA."""
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or len(gram) < 4 or not gram.isfinite().all():
         raise ValueError(f"{name}: expected a finite Gram matrix (n, n), n >= 4, got shape {tuple(gram.shape)} or NaN")
-    centred = grams.centre(gram, "unbiased")
+    centred = cka.centre(gram, "unbiased")
     norm = torch.linalg.vector_norm(centred)
     if norm <= 1e-7 * torch.linalg.vector_norm(gram.double()):
         raise ValueError(f"{name}: expected features that vary over the images, got constant ones")
@@ -284,7 +284,7 @@ def _pair(x: Tensor, y: Tensor, rows: int = 2) -> tuple[Tensor, Tensor]:
             raise ValueError(f"{name}: expected finite values, got NaN or infinity; leave such rows out")
     if len(x) != len(y):
         raise ValueError(f"x, y: expected features of the same images, got {len(x)} and {len(y)} rows")
-    x, y = (grams.exact(value.detach()) for value in (x, y))
+    x, y = (cka.exact(value.detach()) for value in (x, y))
     return x, y.to(x.device)
 
 

@@ -154,9 +154,9 @@ def attacked(evidence: Evidence, wrap: Wrap) -> Evidence:
 def estimated(evidence: Evidence, estimator: str) -> Evidence:
     """The evidence by another estimator that its comparison was made with ("biased")."""
     comparison = evidence.comparison
-    return dataclasses.replace(
-        evidence, comparison=dataclasses.replace(comparison, hsic={"unbiased": comparison.hsic[estimator]})
-    )
+    values = {"hsic": comparison.hsic, "totals": comparison.totals}
+    renamed = {field: {"unbiased": value[estimator]} for field, value in values.items()}
+    return dataclasses.replace(evidence, comparison=dataclasses.replace(comparison, **renamed))
 
 
 def without_input(cell: Cell) -> Cell:
@@ -258,7 +258,9 @@ def cells(table: pd.DataFrame) -> Cells:
     n, folds = int(table["images"].iloc[0]), len(left)
     weights = torch.tensor([float(len(range(f, n, folds))) for f in range(folds)], dtype=torch.float64)
     missing = np.full(1 + folds, np.nan)
-    return Cells(Comparison(sources, {}, weights), lambda _: lambda *name: values.get(name, missing))
+    return Cells(
+        Comparison(sources, torch.zeros(2, 0), {}, {}, weights), lambda _: lambda *name: values.get(name, missing)
+    )
 
 
 # Parts that some attacks add, or put in the place of a claim's own

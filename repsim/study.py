@@ -36,8 +36,9 @@ import torchvision
 import yaml
 from torch import Tensor
 
-from repsim import __version__, augment, cka, claims, data, grams, probes, rng, store, taps, train
+from repsim import __version__, augment, cka, claims, data, probes, rng, store, taps, train
 from repsim.claims import VIEWS, Claim, Evidence
+from repsim.comparison import Source
 
 PROFILES = Path(__file__).resolve().parent.parent / "profiles"
 REMEDY = "set artefacts to null, and data to the images, to make it"
@@ -398,7 +399,7 @@ class Study:
         return claim
 
 
-def drawn(first: grams.Source, second: grams.Source) -> bool:
+def drawn(first: Source, second: Source) -> bool:
     """Whether figures or claims ask for this pair of sources: all pairs of clean images, and views of a network's layer."""
     (a, k), (b, l) = first, second
     return "@" not in a + b or b in ("labels", "pixels") or (a.split("@")[0], k) == (b.split("@")[0], l)

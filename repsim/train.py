@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from repsim import allocator, augment, data, distributed, losses, models, rng, snapshots, store, taps
+from repsim import augment, data, distributed, losses, models, rng, snapshots, store, taps
 from repsim.objectives import OBJECTIVES, Objective, Step, tau
 
 CHECKPOINT_SECONDS = 120.0
@@ -372,7 +372,7 @@ def _checkpoints(final: Path) -> tuple[Path, Path]:
 
 def _train(settings: Settings, images: data.Splits, final: Path, device: torch.device, progress: bool) -> Trained:
     begun = time.monotonic()
-    allocator.tune()
+    taps.tune_allocator()
     trainee = Trainee(settings, len(images.train.classes), device)
     model = trainee.model
     train_set, validation = images.train.to(device), images.validation.to(device)

@@ -62,7 +62,7 @@ def study(similarity):
     sources = [(s, l) for s in streams for l in LAYERS] + [("labels", "labels")]
     matrix = np.array([[1.0 if a == b else similarity(*a, *b) for b in sources] for a in sources])
     hsic = torch.from_numpy(np.maximum(matrix, matrix.T)).expand(6, -1, -1).clone()
-    return Evidence(Comparison(tuple(sources), {"unbiased": hsic}, torch.full((6,), 32.0)), 2, "made up")
+    return Evidence(Comparison.of(sources, {"unbiased": hsic}, torch.full((6,), 32.0)), 2, "made up")
 
 
 def paper(a, la, b, lb):

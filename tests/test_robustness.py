@@ -165,7 +165,7 @@ def given(similarity, names=NETWORKS):
     sources = [(s, l) for s in streams for l in [*LAYERS, "head"]] + [("labels", "labels"), ("pixels", "pixels")]
     matrix = np.array([[1.0 if a == b else similarity(*a, *b) for b in sources] for a in sources])
     hsic = torch.from_numpy(np.maximum(matrix, matrix.T)).expand(6, -1, -1).clone()
-    return Evidence(Comparison(tuple(sources), {"unbiased": hsic}, torch.full((6,), 32.0)), 2, "made up")
+    return Evidence(Comparison.of(sources, {"unbiased": hsic}, torch.full((6,), 32.0)), 2, "made up")
 
 
 def test_similarity_that_comes_from_the_input_alone_does_not_survive_its_removal():
