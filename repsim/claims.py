@@ -368,7 +368,8 @@ def c4(e: Evidence) -> tuple[list[Part], str]:
         parts.append(part(statement, values, e.seeds, above=0.0, unit="degrees a block", scaled=1 + values))
     sentence = (
         f"Over the last stage {told(loss(SC), e.seeds)} of the shared similarity is lost across objectives and "
-        f"{told(loss(V), e.seeds)} across views; the angle opens by {told(steeper[SL], e.seeds, 1)} degrees a block more than before."
+        f"{told(loss(V), e.seeds)} across views; the angle opens by "
+        f"{told(steeper[SL], e.seeds, 1)} degrees a block more than before."
     )
     return parts, sentence
 
@@ -446,7 +447,8 @@ def c7(e: Evidence, views: str = "views of a class") -> tuple[list[Part], str]:
         parts.append(part(statement, classes - shares[other], e.seeds, above=0.1, denominators=denominators))
     sentence = (
         f"At the end of stage 3 SimCLR reaches {told(classes, e.seeds)} of SL's gain in the class reading; of SimCLR's gain "
-        f"in telling views apart within a class SL reaches {told(shares[SL], e.seeds)}, SL on the same views {told(shares[V], e.seeds)}."
+        f"in telling views apart within a class SL reaches {told(shares[SL], e.seeds)}, SL on the same views "
+        f"{told(shares[V], e.seeds)}."
     )
     return parts, sentence
 

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import t as student
 
 from repsim import claims
-from repsim.claims import SC, SL, U, V, Evidence
+from repsim.claims import SC, SL, Evidence, U, V
 
 LAYERS = (
     ["stem"]
@@ -34,7 +34,7 @@ class Made:
         return LAYERS
 
     def replicates(self, a, k, b, l):
-        (one, _, i), (other, _, j) = a.rpartition("-"), b.rpartition("-")
+        one, other = a.rpartition("-")[0], b.rpartition("-")[0]
         value = float(self.vectors[one, k] @ self.vectors[other, l]) * (1.0 if (a, k) == (b, l) else self.ceiling)
         if not self.noise:
             return np.full(1 + FOLDS, value)
