@@ -65,6 +65,12 @@ def over_seeds(replicates: Mapping[tuple[int, ...], Array], seeds: int) -> Array
     return np.concatenate([rows.mean(axis=0), without])
 
 
+def without_each_fold(by_fold: Array, images: Array) -> Array:
+    """Means by fold (folds,) of so many images each -> replicates (1 + folds,): the mean, then without each fold."""
+    total, images = float(np.sum(by_fold * images)), np.asarray(images)
+    return np.concatenate([[total / images.sum()], (total - by_fold * images) / (images.sum() - images)])
+
+
 def interval(values: Array, seeds: int) -> tuple[float, float, float]:
     """(estimate, low, high) of replicates (1 + folds + seeds,): 95 %, over seeds and images.
 
@@ -100,13 +106,17 @@ class Evidence:
         comparison: CKA of all networks, each seed of each objective being a stream "OBJECTIVE-SEED".
         readings: network -> measure -> means by fold of the test images (folds, layers): "probe" (cross-entropy, nats),
             "views" (fitted NT-Xent, nats), "views of a class" (the same in batches of one class).
+        estimator: which of the comparison's estimators is asked.
         places: objective -> the one that stands in its place, for placebos and controls.
+        ends: stage -> the layer that is taken for its end, if not the last block.
     """
 
     comparison: Comparison
     readings: Mapping[str, Mapping[str, pd.DataFrame]]
     seeds: int
+    estimator: str = "unbiased"
     places: Mapping[str, str] = field(default_factory=dict)
+    ends: Mapping[str, str] = field(default_factory=dict)
 
     def with_places(self, **places: str) -> Evidence:
         """The same with some objectives in the place of others: `with_places(simclr="untrained")`."""
@@ -118,8 +128,22 @@ class Evidence:
         return [l for l in self.comparison.layers(f"{SL}-0") if layer_kind(l) != "head"]
 
     def blocks(self, *stages: str) -> list[str]:
-        """The post-residual layers of these stages."""
-        return of_kind(self.layers, "post-residual", stages)
+        """The post-residual layers of these stages, or of all."""
+        return of_kind(self.layers, "post-residual", stages or None)
+
+    def end(self, name: str) -> str:
+        """The last block of a stage, or what is taken for it."""
+        return self.ends.get(name, end_of(self.layers, name))
+
+    def curves(
+        self, statistic: Callable[..., Array], keys: Sequence[str | tuple[str, ...]], layers: Sequence[str]
+    ) -> pd.DataFrame:
+        """A statistic of (*key, layer) at every layer with its interval: pair (the key, joined by "-"), layer, value, low, high."""
+        rows = []
+        for key, layer in itertools.product(keys, layers):
+            names = (key,) if isinstance(key, str) else key
+            rows.append(("-".join(names), layer, *interval(statistic(*names, layer), self.seeds)))
+        return pd.DataFrame(rows, columns=["pair", "layer", "value", "low", "high"])
 
     def _undefined(self, folds: int) -> Array:
         return np.full(1 + folds + self.seeds, np.nan)
@@ -137,7 +161,9 @@ class Evidence:
         if not pairs or f"{a}-0" not in streams or f"{b}-0" not in streams:
             return self._undefined(folds)
         second = layer if layer_b is None else layer_b
-        values = {(i, j): self.comparison.replicates(f"{a}-{i}", layer, f"{b}-{j}", second) for i, j in pairs}
+        values = {
+            (i, j): self.comparison.replicates(f"{a}-{i}", layer, f"{b}-{j}", second, self.estimator) for i, j in pairs
+        }
         return over_seeds(values, self.seeds)
 
     def rho(self, a: str, b: str, layer: str) -> Array:
@@ -166,7 +192,7 @@ class Evidence:
 
         def grid(objective: str, seed: int) -> Array:  # (1 + folds, cells)
             name = f"{objective}-{seed}"
-            return np.stack([self.comparison.replicates(name, k, name, l) for k, l in cells], axis=1)
+            return np.stack([self.comparison.replicates(name, k, name, l, self.estimator) for k, l in cells], axis=1)
 
         grids = {(o, i): grid(o, i) for o in {a, b, U} for i in range(self.seeds)}
         values = {(i, j): partial_correlation(grids[a, i], grids[b, j], grids[U, i], grids[U, j]) for i, j in pairs}
@@ -179,10 +205,7 @@ class Evidence:
             table = self.readings.get(f"{objective}-{seed}", {}).get(measure)
             if table is None:
                 return self._undefined(len(next(iter(self.readings[f"{SL}-0"].values()))))
-            by_fold, images = table[layer].to_numpy(), table.attrs["images"]
-            total = (by_fold * images).sum()
-            without = (total - by_fold * images) / (images.sum() - images)
-            values[(seed,)] = np.concatenate([[total / images.sum()], without])
+            values[(seed,)] = without_each_fold(table[layer].to_numpy(), table.attrs["images"])
         return over_seeds(values, self.seeds)
 
 
@@ -348,7 +371,7 @@ def c3(e: Evidence) -> tuple[list[Part], str]:
 
 def c4(e: Evidence) -> tuple[list[Part], str]:
     """The representations diverge rapidly in the last layers."""
-    b, m, end = (end_of(e.layers, s) for s in ("layer1", "layer3", "layer4"))
+    b, m, end = (e.end(s) for s in ("layer1", "layer3", "layer4"))
     last, before = len(e.blocks("layer4")), len(e.blocks(*MIDDLE))
 
     def loss(other: str) -> Array:
@@ -376,7 +399,7 @@ def c4(e: Evidence) -> tuple[list[Part], str]:
 
 def _last_stage(e: Evidence, measure: str, objective: str) -> Array:
     """By how many nats a reading improves over the last stage, beyond what it does in untrained networks."""
-    m, end = (end_of(e.layers, s) for s in ("layer3", "layer4"))
+    m, end = e.end("layer3"), e.end("layer4")
     trained, untrained = (e.reading(measure, o, m) - e.reading(measure, o, end) for o in (objective, U))
     return trained - untrained
 
@@ -427,7 +450,7 @@ def implicit_fit(e: Evidence, measure: str, objective: str, owner: str, layer: s
 
 def c7(e: Evidence, views: str = "views of a class") -> tuple[list[Part], str]:
     """SimCLR fits SL's objective in its middle layers, not the reverse."""
-    m = end_of(e.layers, "layer3")
+    m = e.end("layer3")
     classes, by_labels = implicit_fit(e, "probe", SC, SL, m)
     denominators = {"SL's gain in the class reading": by_labels}
     parts = [
@@ -501,3 +524,37 @@ def judge(evidence: Evidence, reason: str = "", only: Sequence[str] = tuple(CLAI
             placebos[title] = tuple(criterion(evidence.with_places(**places))[0])
         claims.append(Claim(name, statement, tuple(parts), sentence, placebos, reason))
     return claims
+
+
+# Tables and text of claims
+
+
+def parts(claims: Sequence[Claim]) -> pd.DataFrame:
+    """Every part of the claims, for a figure with a panel for each: panel, label, value, low, high, threshold, side."""
+    rows = [
+        (
+            f"{c.id} {p.statement}" + (f" ({p.unit})" if p.unit else ""),
+            p.verdict,
+            p.estimate,
+            p.low,
+            p.high,
+            p.threshold,
+            p.side,
+        )
+        for c in claims
+        for p in c.parts
+    ]
+    return pd.DataFrame(rows, columns=["panel", "label", "value", "low", "high", "threshold", "side"])
+
+
+def one_look(claims: Sequence[Claim], notes: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """A row per claim for `charts.forest`: its weakest part in units of the threshold, and the range of its placebos."""
+    rows = []
+    for claim in claims:
+        value, low, high = claim.weakest.scaled
+        weakest = [min(p.scaled[0] for p in ps) for ps in claim.placebos.values()]
+        bounds = (min(weakest), max(weakest)) if weakest and np.isfinite(weakest).all() else (math.nan, math.nan)
+        note = (notes or {}).get(claim.id, "")
+        rows.append((claim.id, claim.statement, value, low, high, *bounds, claim.verdict, note))
+    columns = ["row", "label", "value", "low", "high", "placebo_low", "placebo_high", "verdict", "note"]
+    return pd.DataFrame(rows, columns=columns)
