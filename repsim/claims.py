@@ -216,7 +216,8 @@ class Evidence:
 class Part:
     """A statistic that is claimed to lie above (or below) a threshold, with its 95 % interval.
 
-    `scaled` is the same for figures: estimate, low, high in units in which the threshold is 1 and no effect is 0.
+    `scaled` is the same for figures: estimate, low, high in units in which the threshold is 1 and no effect is 0;
+    `without_seed` the estimates in these units without each seed in turn.
     """
 
     statement: str
@@ -227,6 +228,7 @@ class Part:
     low: float
     high: float
     scaled: tuple[float, float, float]
+    without_seed: tuple[float, ...]
     reason: str = ""
 
     @property
@@ -264,8 +266,10 @@ def part(
         low = high = math.nan
     scaled = values / threshold if scaled is None else scaled
     side = "above" if above is not None else "below"
-    in_units = interval(scaled, seeds)
-    return Part(statement, side, float(threshold), unit, estimate, low, high, in_units, reason)
+    without_seed = tuple(float(x) for x in scaled[-seeds:])
+    return Part(
+        statement, side, float(threshold), unit, estimate, low, high, interval(scaled, seeds), without_seed, reason
+    )
 
 
 @dataclass(frozen=True)
@@ -309,7 +313,7 @@ class Claim:
 
         def plain(p: Part) -> dict[str, Any]:
             row = dataclasses.asdict(p) | {"verdict": p.verdict}
-            row["scaled"] = [None if math.isnan(x) else x for x in p.scaled]
+            row |= {k: [None if math.isnan(x) else x for x in row[k]] for k in ("scaled", "without_seed")}
             return {k: None if isinstance(x, float) and math.isnan(x) else x for k, x in row.items()}
 
         placebos = {n: {"met": met(ps), "parts": [plain(p) for p in ps]} for n, ps in self.placebos.items()}
