@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from repsim import charts, claims, cka, store
+from repsim import charts, cka, claims, store
 from repsim.study import Study
 
 study = Study.open(profile, **changes)

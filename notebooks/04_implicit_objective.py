@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from repsim import charts, claims, objectives, probes, store
+from repsim import charts, claims, objectives
 from repsim.study import Study
 
 study = Study.open(profile, **changes)

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from scipy.linalg import orthogonal_procrustes
 
-from repsim import charts, claims, cka, models, probes, store, taps
+from repsim import charts, cka, claims, models, probes, store, taps
 from repsim.study import Study
 
 study = Study.open(profile, **changes)

@@ -33,7 +33,7 @@ class Made:
     def layers(self, stream):
         return LAYERS
 
-    def replicates(self, a, k, b, l):
+    def replicates(self, a, k, b, l, estimator="unbiased"):
         one, other = a.rpartition("-")[0], b.rpartition("-")[0]
         value = float(self.vectors[one, k] @ self.vectors[other, l]) * (1.0 if (a, k) == (b, l) else self.ceiling)
         if not self.noise:
@@ -98,9 +98,9 @@ def test_networks_of_one_seed_are_never_compared():
     asked = []
 
     class Watching(Made):
-        def replicates(self, a, k, b, l):
+        def replicates(self, a, k, b, l, estimator="unbiased"):
             asked.append((a, b))
-            return super().replicates(a, k, b, l)
+            return super().replicates(a, k, b, l, estimator)
 
     e = Evidence(Watching(world(60), 4), {}, 4)
     e.pi(SL, SC, "layer2.1")
@@ -245,7 +245,7 @@ class Grids(Made):
             for i in range(seeds)
         }
 
-    def replicates(self, a, k, b, l):
+    def replicates(self, a, k, b, l, estimator="unbiased"):
         objective, _, seed = a.rpartition("-")
         return np.full(1 + FOLDS, self.grids[objective, int(seed)][self.cells[frozenset((k, l))]])
 
