@@ -16,21 +16,8 @@
 # Next: [02 Layerwise comparison](02_layerwise_comparison.ipynb) · Overview: [00](00_overview.ipynb)
 
 # %% tags=["parameters"]
-data = "shapes"  # str: "shapes" (embedded), a torchvision set such as "cifar10", or a folder with train/ and test/
-train_images = 1024  # int: images trained on; None for all
-test_images = 512  # int: images compared and tested on; None for all
-image_size = None  # int: pixels a side that images are resized to; None leaves them as they are
-architecture = "resnet18"  # str: resnet18, resnet34 or resnet50
-width = 8  # int: channels of the first stage; 64 is the standard network
-epochs_sl = 5  # int: epochs of supervised training
-epochs_simclr = 8  # int: epochs of SimCLR
-batch_size = 128  # int: images in a training batch
-seeds = 2  # int: networks per objective
-controls = ["sl_simclr_views", "random_labels"]  # list: further objectives to train; 05 needs these two
-recipe = {}  # dict: other training settings, such as {"simclr": {"learning_rate": 0.2}}
-device = "auto"  # str: cpu, cuda, mps, or auto
-out = "../runs/tiny"  # str: where networks, tables and verdicts are kept
-artefacts = None  # str: a folder of published results to draw instead, such as "../results/cifar10-cpu"; None trains
+profile = "quick"  # str: a profile (quick, gpu, ...), a YAML file, or published results to draw, such as "results/cifar10"; paths count from the checkout
+changes = {}  # dict: other fields of the study, such as {"data": "~/my-images", "width": 32}
 network = "simclr-0"  # str: the network of this execution, OBJECTIVE-SEED: sl-0, sl-1, simclr-0, ...
 
 # %%
@@ -43,23 +30,7 @@ from repsim.data import load
 from repsim.study import Study
 
 render.use()
-study = Study(
-    data=data,
-    train_images=train_images,
-    test_images=test_images,
-    image_size=image_size,
-    architecture=architecture,
-    width=width,
-    epochs_sl=epochs_sl,
-    epochs_simclr=epochs_simclr,
-    batch_size=batch_size,
-    seeds=seeds,
-    controls=controls,
-    recipe=recipe,
-    device=device,
-    out=out,
-    artefacts=artefacts,
-)
+study = Study.open(profile, **changes)
 settings = study.settings(network)
 objective = train.OBJECTIVES[settings.objective]
 images = study.summary

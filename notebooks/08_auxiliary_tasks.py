@@ -22,28 +22,15 @@
 # run, whose probes at every depth were seen in those trials, so there only seed 1 and other studies are a test. Each is judged as
 # the claims are: on numbers with 95 % intervals, for every seed.
 #
-# As it stands here this notebook draws the published run on CIFAR-10 from its tables. `artefacts = None` in the next cell trains the
+# As it stands here this notebook draws the published run on CIFAR-10 from its tables. `profile = "quick"` in the next cell trains the
 # networks that its settings ask for instead, a quarter of an hour on two cores if none is there yet.
 #
 # Previous: [07 When it happens](07_when_it_happens.ipynb) · Next: [09 Your own models](09_your_own_models.ipynb) ·
 # Overview: [00](00_overview.ipynb)
 
 # %% tags=["parameters"]
-data = "shapes"  # str: "shapes" (embedded), a torchvision set such as "cifar10", or a folder with train/ and test/
-train_images = 1024  # int: images trained on; None for all
-test_images = 512  # int: images compared and tested on; None for all
-image_size = None  # int: pixels a side that images are resized to; None leaves them as they are
-architecture = "resnet18"  # str: resnet18, resnet34 or resnet50
-width = 8  # int: channels of the first stage; 64 is the standard network
-epochs_sl = 5  # int: epochs of supervised training
-epochs_simclr = 8  # int: epochs of SimCLR
-batch_size = 128  # int: images in a training batch
-seeds = 2  # int: networks per objective
-controls = ["sl_simclr_views", "random_labels"]  # list: further objectives to train; 05 needs these two
-recipe = {}  # dict: other training settings, such as {"simclr": {"learning_rate": 0.2}}
-device = "auto"  # str: cpu, cuda, mps, or auto
-out = "../runs/tiny"  # str: where networks, tables and verdicts are kept
-artefacts = "../results/cifar10-beyond"  # str: published results to draw, with their own settings for all above; None trains
+profile = "results/cifar10-beyond"  # str: a profile (quick, gpu, ...), a YAML file, or published results to draw, such as "results/cifar10"; paths count from the checkout
+changes = {}  # dict: other fields of the study, such as {"data": "~/my-images", "width": 32}
 
 # %%
 import pandas as pd
@@ -53,23 +40,7 @@ from repsim import auxiliary, charts, figures, publish, render
 from repsim.study import Study
 
 render.use()
-study = Study(
-    data=data,
-    train_images=train_images,
-    test_images=test_images,
-    image_size=image_size,
-    architecture=architecture,
-    width=width,
-    epochs_sl=epochs_sl,
-    epochs_simclr=epochs_simclr,
-    batch_size=batch_size,
-    seeds=seeds,
-    controls=controls,
-    recipe=recipe,
-    device=device,
-    out=out,
-    artefacts=artefacts,
-)
+study = Study.open(profile, **changes)
 names = [f"{objective}-{seed}" for objective in auxiliary.objectives(study) for seed in range(study.seeds)]
 Markdown(f"**This run:** {study.basis()}; networks of this chapter: {', '.join(names)}.")
 

@@ -99,6 +99,18 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, json.loads(meta["meta"])
 
 
+def load_meta(path: Path) -> dict[str, Any]:
+    """The metadata of a file of either format, without reading the rest. Raises as `load_tensors`, but for its content."""
+    try:
+        if Path(path).suffix == ".csv":
+            with open(path) as file:
+                return json.loads(file.readline().split(" ", 3)[3])
+        with safetensors.safe_open(path, "pt") as file:
+            return json.loads((file.metadata() or {})["meta"])
+    except (safetensors.SafetensorError, KeyError, IndexError, ValueError) as error:
+        raise Damaged(f"{path}: not one of our files ({error})") from error
+
+
 def save_table(path: Path, table: pd.DataFrame, meta: Mapping[str, Any] | None = None) -> None:
     """Write a table (its index is dropped) as CSV under a comment line with checksum and metadata, atomically."""
     body = table.to_csv(index=False, lineterminator="\n")

@@ -1,13 +1,10 @@
 """A study: its settings, the networks it needs, and every table the notebooks draw, each loaded if there and made if not.
 
-    study = Study(data="shapes", train_images=2000, out="runs/mine")
-    study.network("simclr-0").model          # trained on first use
+    study = Study.open("quick", width=16)      # a profile with a change
+    study.network("simclr-0").model            # trained on first use
     study.comparison().matrix("sl-0", "simclr-1")
-    study.probe()                            # a DataFrame
-
-    python -m repsim.study train sl-0 simclr-0 --profile cifar10                   networks ahead of the notebooks
-    torchrun --nproc-per-node 8 -m repsim.study train simclr-0 --profile cifar10   one by eight GPUs
-    python -m repsim.study make --profile cifar10                                  all that the notebooks draw
+    study.probe()                              # a DataFrame
+    Study.open("results/cifar10-cpu").probe()  # of published results, without images and networks
 
 Everything is kept below `out`, keyed by the settings and by the images' content, so that a killed study goes on where it
 was and a changed setting never meets an old result.
@@ -15,17 +12,25 @@ was and a changed setting never meets an old result.
 
 from __future__ import annotations
 
+import argparse
+import ast
 import dataclasses
+import datetime
+import difflib
 import functools
+import hashlib
 import json
+import math
 import os
 import platform
-import runpy
+import shutil
 import subprocess
+import sys
+import tempfile
+import threading
 import time
-import types
-import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,11 +41,15 @@ import torchvision
 import yaml
 from torch import Tensor
 
-from repsim import __version__, augment, cka, claims, data, grams, probes, rng, store, taps, train
+from repsim import __version__, augment, cka, claims, data, distributed, grams, probes, rng, store, taps, train
 from repsim.claims import VIEWS, Claim, Evidence
 
-PROFILES = Path(__file__).resolve().parent.parent / "profiles"
-REMEDY = "set artefacts to null, and data to the images, to make it"
+ROOT = Path(__file__).resolve().parent.parent  # the checkout, from which relative paths count
+PROFILES = ROOT / "profiles"
+REMEDY = "it can be made with a profile and the images"
+PLACES = ("data", "device", "out", "artefacts")  # fields of a study that say where, not what
+WORTH_A_PROCESS = 20  # seconds of training that starting processes pays for
+DIED = "the process died (out of memory, or a crash in a native library)"
 # What the objectives need beside the common settings; `recipe` overrides it.
 RECIPES: Mapping[str, Mapping[str, Any]] = {"sl": {"learning_rate": 0.1}, "simclr": {"learning_rate": 0.1}}
 TABLES = 1  # the format of tables: the published ones are found by it
@@ -49,7 +58,7 @@ CIRCULAR = {"foreground_hue": 1, "background_hue": 1, "texture_angle": 180}  # f
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """The settings of a study, which are the parameters of every notebook. Checked when made: ValueError names the field."""
+    """The settings of a study, which a notebook's `profile` and `changes` give. Checked when made: ValueError names the field."""
 
     data: str = "shapes"  # image set: "shapes" (embedded), a torchvision set such as "cifar10", or a folder
     train_images: int | None = 2000  # images trained on; None: all
@@ -64,6 +73,7 @@ class Study:
     controls: list = field(default_factory=list)  # further objectives, as many seeds each, such as sl_simclr_views
     recipe: dict = field(default_factory=dict)  # other train.Settings, for all or per objective: {"simclr": {...}}
     device: str = "auto"  # "cpu", "cuda", "mps"; auto takes the fastest there is
+    threads: int = 1  # CPU threads that a network trains with; another number gives other last bits
     out: str = "runs/study"  # where networks, tables and claims are kept
     artefacts: str | None = None  # a folder of published tables to draw from, with their settings; nothing is trained
 
@@ -71,28 +81,70 @@ class Study:
         if isinstance(self.artefacts, str):  # the published settings replace the others
             for name, value in publication(self.artefacts)["parameters"].items():
                 object.__setattr__(self, name, value)
-        hints = typing.get_type_hints(Study)
-        for name, hint in hints.items():
-            value, kinds = getattr(self, name), typing.get_args(hint) or (hint,)
-            if not isinstance(value, kinds) or isinstance(value, bool):
-                kind = " | ".join("null" if k is types.NoneType else k.__name__ for k in kinds)
-                raise ValueError(f"{name}: expected {kind}, got {value!r} ({type(value).__name__})")
-        for name in ("train_images", "test_images", "image_size", "width", "seeds"):
+        train.check_types(self)
+        for name in ("train_images", "test_images", "image_size", "width", "seeds", "threads"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        if self.device.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
+            raise ValueError(f"device: expected auto, cpu, cuda or mps, got {self.device!r}")
         if self.test_images is not None and self.test_images < 8:
             raise ValueError(f"test_images: expected at least 8 for a comparison, got {self.test_images}")
+        others = [o for o in train.OBJECTIVES if o not in ("untrained", "sl", "simclr")]
         for objective in self.controls:
-            if objective not in train.OBJECTIVES or objective in ("untrained", "sl", "simclr"):
-                others = ", ".join(o for o in train.OBJECTIVES if o not in ("untrained", "sl", "simclr"))
-                raise ValueError(f"controls: expected some of {others}, got {objective!r}")
-        for key in self.recipe:
-            if key not in train.OBJECTIVES and key not in {f.name for f in dataclasses.fields(train.Settings)}:
-                raise ValueError(f"recipe: {key!r} is neither an objective nor a field of train.Settings")
+            if objective not in others:
+                raise ValueError(
+                    f"controls: expected some of {', '.join(others)}, got {objective!r}{similar(objective, others)}"
+                )
+        settings = [f.name for f in dataclasses.fields(train.Settings)]
+        for key, value in self.recipe.items():
+            of_objective = key in train.OBJECTIVES and isinstance(value, dict)
+            for name in value if of_objective else [key]:
+                if name not in settings:
+                    known = settings if of_objective else [*settings, *train.OBJECTIVES]
+                    raise ValueError(
+                        f"recipe: {name!r} is neither an objective nor a field of train.Settings{similar(name, known)}"
+                    )
         object.__setattr__(self, "begun", time.monotonic())
-        object.__setattr__(self, "used", {})  # the files of tables that were read or made
         for name in self.names:  # every network's own checks
             self.settings(name)
+
+    @classmethod
+    def open(cls, profile: str | Path, **changes: Any) -> Study:
+        """The study of a profile or of published results, with changes of its fields; what every notebook begins with.
+
+        Args:
+            profile: a name in profiles/ ("quick"), a YAML file, or a folder of published results ("results/cifar10-cpu"), of
+                which nothing is trained. Relative paths, here and in `out`, count from the checkout.
+            changes: any fields, and parts of those that are mappings: `**{"recipe.simclr.temperature": 0.2}`. `out` is
+                runs/PROFILE if not given. Published results take `out`, `device`, and `data`: their own images.
+
+        Raises:
+            ValueError: an unknown profile or field, a value that a field cannot have, settings that published results
+                were not made with, or images that they are not of; a parameter that papermill was given beside these two.
+        """
+        _check_injected()
+        source = located(profile)
+        if source.is_dir():
+            values = {name: changes.pop(name) for name in PLACES if name in changes}
+            made = dataclasses.asdict(cls(artefacts=str(source)))
+            for name, value in check_names(changes).items():
+                if value != made[name]:
+                    raise ValueError(
+                        f"{name}: {value!r} is asked for, but {source} was made with {made[name]!r}; own images and settings "
+                        f"need a profile, such as quick"
+                    )
+            values |= {"artefacts": str(source)}
+        else:
+            values = check_names(changed(read_profile(source), changes))
+        default = f"runs/{source.name}-published" if source.is_dir() else f"runs/{source.stem}"
+        values |= {"out": str(ROOT / Path(values.get("out", default)).expanduser())}
+        images = str(values.get("data", "shapes"))
+        if images.lower() not in ("shapes", *data.TORCHVISION) and (ROOT / Path(images).expanduser()).is_dir():
+            values["data"] = str(ROOT / Path(images).expanduser())
+        study = cls(**values)
+        if source.is_dir() and "data" in values:
+            study.images  # noqa: B018 (checked now)
+        return study
 
     @functools.cached_property
     def core(self) -> list[str]:
@@ -118,6 +170,7 @@ class Study:
             "width": self.width,
             "batch_size": self.batch_size,
             "epochs": epochs.get(objective, epochs[base]),
+            "threads": self.threads,
             **RECIPES[base],
             **{key: value for key, value in self.recipe.items() if key not in train.OBJECTIVES},
             **self.recipe.get(base, {}),  # a control is trained as what it is a control of
@@ -136,16 +189,21 @@ class Study:
 
     @functools.cached_property
     def images(self) -> data.Splits:
-        """Raises RuntimeError if the study is drawn from published artefacts, which have none."""
-        if self.artefacts is not None:
-            raise RuntimeError(f"images: not part of the published artefacts in {self.artefacts}; {REMEDY}")
-        return data.load(
-            self.data,
-            train_images=self.train_images,
-            test_images=self.test_images,
-            image_size=self.image_size,
-            root=Path(self.out).parent / "data",
-        )
+        """The images, loaded once.
+
+        Raises:
+            ValueError, FileNotFoundError, RuntimeError: as `data.load`. ValueError too if the study is drawn from published
+                results, which hold none, and `data` does not say where they are, or names other images.
+        """
+        if self.artefacts is not None and self.data == "shapes" and self.summary.name != "shapes":
+            raise ValueError(f"images: not part of the published results in {self.artefacts}; give data to have them")
+        sizes = {name: getattr(self, name) for name in ("train_images", "test_images", "image_size")}
+        images = data.load(self.data, **sizes, root=Path(self.out).parent / "data")
+        if self.artefacts is not None and data.summary(images).fingerprints != self.summary.fingerprints:
+            raise ValueError(
+                f"data: {self.data} holds other images than {self.artefacts} was made of; they need a profile"
+            )
+        return images
 
     @functools.cached_property
     def summary(self) -> data.Summary:
@@ -156,10 +214,116 @@ class Study:
         return data.Summary(**kept | {name: tuple(kept[name]) for name in ("classes", "fingerprints")})
 
     @functools.cache  # noqa: B019 (one study lives as long as its notebook)
-    def network(self, name: str, progress: bool = True) -> train.Trained:
-        """The network `name`, in eval mode on the study's device; trained now if it is not there yet."""
-        folder = Path(self.out) / "networks"
-        return train.train(self.settings(name), self.images, folder, device=self.torch_device, progress=progress)
+    def network(self, name: str, progress: bool | Callable[[int], Any] = True) -> train.Trained:
+        """The network `name`, in eval mode on the study's device; trained now if it is not there yet.
+
+        Of published results, the network published with them. Raises FileNotFoundError if there is none.
+        """
+        if self.artefacts is None:
+            folder = Path(self.out) / "networks"
+            return train.train(self.settings(name), self.images, folder, device=self.torch_device, progress=progress)
+        if not (file := self.network_file(name)).exists():
+            raise FileNotFoundError(f"{file}: no such network among the published results; {REMEDY}")
+        return train.load(file, self.torch_device)
+
+    def network_file(self, name: str) -> Path:
+        """Where the network `name` is kept."""
+        settings, images = self.settings(name), self.summary.fingerprints
+        return (
+            Path(self.artefacts or self.out) / "networks" / f"{name}-{settings.key(images[0] + images[1])}.safetensors"
+        )
+
+    def missing(self, names: Sequence[str] | None = None) -> list[str]:
+        """Those of these networks, or of all, that have yet to be trained, in the order of seeds."""
+        names = [n for n in dict.fromkeys(self.names if names is None else names) if not n.startswith("untrained-")]
+        by_seed = sorted(names, key=lambda name: int(name.rpartition("-")[2]))
+        return [name for name in by_seed if self.artefacts is None and not self.network_file(name).exists()]
+
+    def expected_seconds(self, name: str) -> float:
+        """How long the network will train: its passes, by the time of one in the last network like it, or as measured now."""
+        settings, like = self.settings(name), ("architecture", "width", "stem", "precision", "threads")
+        passes = train.passes(settings, self.summary.train)
+        files = sorted((Path(self.out) / "networks").glob("*.safetensors"), key=os.path.getmtime, reverse=True)
+        for meta in map(store.load_meta, files):
+            same = all(meta["settings"].get(field, 1) == getattr(settings, field) for field in like)
+            if same and meta["images"] == self.summary.name and meta.get("passes"):
+                return passes * meta["seconds"] / meta["passes"]
+        return passes * self._seconds_per_pass
+
+    @functools.cached_property
+    def _seconds_per_pass(self) -> float:
+        return train.seconds_per_pass(self.settings("simclr-0"), self.images, self.torch_device)
+
+    def train_missing(
+        self, names: Sequence[str] | None = None, *, processes: int | None = None, minutes: float | None = None
+    ) -> None:
+        """Train those of these networks, or of all, that are missing; say before how many and how long, and show one bar.
+
+        Their bits do not depend on how many are trained at a time.
+
+        Args:
+            processes: how many to train side by side, each in a process of its own; None: on a CPU as many as have cores,
+                where that pays, otherwise one after the other in this process.
+            minutes: a network that would not be done after so many is not started, nor any after it.
+
+        Raises:
+            RuntimeError: some could not be trained; says which and why. The others are kept.
+        """
+        missing = self.missing(names)
+        if not missing:
+            return
+        seconds = {name: self.expected_seconds(name) for name in missing}
+        if processes is None:
+            pays = self.torch_device.type == "cpu" and "REPSIM_BATCH" not in os.environ
+            processes = cores() // self.threads if pays and sum(seconds.values()) > WORTH_A_PROCESS else 0
+        shares: list[list[str]] = [[] for _ in range(max(1, min(processes, len(missing))))]
+        for name in missing:
+            min(shares, key=lambda share: sum(seconds[n] for n in share)).append(name)
+        longest = max(sum(seconds[n] for n in share) for share in shares)
+        print(f"Training {', '.join(missing)}: {len(missing)} networks, about {duration(longest)}", file=sys.stderr)
+        total = sum(train.passes(self.settings(name), self.summary.train) for name in missing)
+        with train.progress_bar(total, "training") as bar:
+            if processes > 0:
+                return self._train_apart(shares, minutes, bar)
+            for name in missing:
+                folder = Path(self.out) / "networks"
+                train.train(self.settings(name), self.images, folder, device=self.torch_device, progress=bar.update)
+
+    def _train_apart(self, shares: Sequence[Sequence[str]], minutes: float | None, bar: Any) -> None:
+        """Train each share of the networks in a process of its own, which ends with this one."""
+        command = [sys.executable, "-m", "repsim.train", "--passes", *(["--minutes", str(minutes)] if minutes else [])]
+        for name, value in (dataclasses.asdict(self) | {"out": str(Path(self.out).resolve())}).items():
+            command += ["-p", name, json.dumps(value)]
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(self.threads)}
+        children: list[subprocess.Popen] = []
+        lock = threading.Lock()
+
+        def train_share(names: Sequence[str]) -> str | None:
+            """Why it failed, if it did."""
+            with tempfile.TemporaryFile("w+") as errors:
+                pipes = {"stdout": subprocess.PIPE, "stderr": errors, "text": True}
+                # in a session of its own: Ctrl-C is for this process, which then ends the others
+                child = subprocess.Popen([*command, *names], env=environment, start_new_session=True, **pipes)
+                children.append(child)
+                with child.stdout as lines:
+                    for line in filter(str.isdigit, map(str.strip, lines)):
+                        with lock:
+                            bar.update(int(line))
+                if child.wait() < 0:  # by a signal
+                    return DIED
+                errors.seek(0)
+                return errors.read().strip().rpartition("\n")[2] if child.returncode else None
+
+        with ThreadPoolExecutor(len(shares)) as pool:
+            try:
+                failures = set(pool.map(train_share, shares)) - {None}
+            except BaseException:
+                for child in children:
+                    child.terminate()
+                raise
+        if failures:
+            raise RuntimeError(f"{', '.join(self.missing(sum(shares, [])))}: {'; '.join(sorted(failures))}")
 
     # What is made once and kept
 
@@ -175,45 +339,48 @@ class Study:
     def table(self, name: str, make: Callable[[], pd.DataFrame], networks: Sequence[str] | None = None) -> pd.DataFrame:
         """The table `name` of this study, or of some of its networks: read if it is there, otherwise made and kept."""
 
-        def made() -> pd.DataFrame:
-            begun = time.monotonic()
-            table = make()
-            table.attrs["seconds"] = round(time.monotonic() - begun, 1)
-            return table
+        names = self.names if networks is None else networks
 
-        return self._kept(
-            f"{name}-{self.key_of(self.names if networks is None else networks)}.csv",
-            lambda path: store.load_table(path)[0],
-            made,
-            lambda path, table: store.save_table(
-                path, table, {"table": name, **table.attrs, "protocol": self._protocol()}
-            ),
-        )
+        def save(path: Path, made: tuple[pd.DataFrame, float]) -> None:
+            store.save_table(path, made[0], self._about(name, names, made[1]))
+
+        return self._kept(self._file(name, names, "csv"), lambda path: store.load_table(path)[0], make, save)
 
     def compared(
         self, name: str, make: Callable[[], cka.Comparison], networks: Sequence[str] | None = None
     ) -> cka.Comparison:
         """As `table`, for a comparison, of which the pairs that are `drawn` are kept."""
+        names = self.names if networks is None else networks
 
-        def save(path: Path, comparison: cka.Comparison) -> None:
-            tensors, meta = comparison.to_tensors()
-            store.save_tensors(path, tensors, {**meta, "protocol": self._protocol()})
+        def save(path: Path, made: tuple[cka.Comparison, float]) -> None:
+            tensors, meta = made[0].to_tensors()
+            store.save_tensors(path, tensors, meta | self._about(name, names, made[1]))
 
         return self._kept(
-            f"{name}-{self.key_of(self.names if networks is None else networks)}.safetensors",
+            self._file(name, names, "safetensors"),
             lambda path: cka.Comparison.from_tensors(*store.load_tensors(path)),
             lambda: make().select(drawn),
             save,
         )
 
-    def _kept(self, file: str, load: Callable, make: Callable, save: Callable) -> Any:
+    def _file(self, name: str, networks: Sequence[str], ending: str) -> Path:
+        return Path(self.artefacts or self.out) / "tables" / f"{name}-{self.key_of(networks)}.{ending}"
+
+    def _about(self, name: str, networks: Sequence[str], seconds: float) -> dict[str, Any]:
+        about = {"table": name, "networks": list(networks), "seconds": round(seconds, 1)}
+        return about | {"protocol": self._protocol()}
+
+    def _kept(self, path: Path, load: Callable, make: Callable, save: Callable) -> Any:
         if self.artefacts is None:
-            kept = store.load_or_make(path := Path(self.out) / "tables" / file, load, make, save)
-            self.used[path] = True
-            return kept
-        path = Path(self.artefacts) / "tables" / file
+
+            def timed() -> tuple[Any, float]:
+                begun = time.monotonic()
+                return make(), time.monotonic() - begun
+
+            made = store.load_or_make(path, lambda path: (load(path), 0.0), timed, save)
+            return made[0]
         if not path.exists():
-            raise FileNotFoundError(f"{path}: no such table among the published artefacts; {REMEDY}")
+            raise FileNotFoundError(f"{path}: no such table among the published results; {REMEDY}")
         return load(path)
 
     @functools.cache  # noqa: B019
@@ -230,6 +397,7 @@ class Study:
         images = self.images.test if images is None else images
         views = {view: augment.VIEWS["simclr"] for view in VIEWS}
         settings = {"pixels": True, "views": views, "estimators": cka.ESTIMATORS, "progress": True} | options
+        self.train_missing(names)
         models = {name: self.network(name).model for name in names}
         return cka.compare(models, images.images, labels=images.labels, batch_size=self.compare_batch, **settings)
 
@@ -251,6 +419,11 @@ class Study:
 
     def per_network(self, table: str, names: Sequence[str], make: Callable[[str], pd.DataFrame]) -> pd.DataFrame:
         """One table per network, kept one by one (for any study with that network), as one with a column `network`."""
+        if self.artefacts is None:
+            of = {name: [] if name == "pixels" else [name] for name in names}
+            self.train_missing(
+                [n for n in names if not self._file(f"{table}-{n}", of[n], "csv").exists()] or ["pixels"]
+            )
         parts = [
             self.table(f"{table}-{name}", functools.partial(make, name), [] if name == "pixels" else [name]).assign(
                 network=name
@@ -410,18 +583,77 @@ def known_factors(part: data.ImageSet) -> pd.DataFrame:
     return part.factors.drop(columns="texture_phase").astype({"texture": "category"}).assign(shape=shape)
 
 
-def publication(folder: str | Path) -> dict[str, Any]:
-    """What FOLDER/provenance.json says of published artefacts: parameters, images, and how they were made.
+def publish(study: Study, folder: str | Path) -> Path:
+    """Copy what a run kept of this study to `folder`: tables, verdicts, and provenance.json, which says how they were made.
+
+    Tables are those in `study.out` that are of networks with these settings on these images; verdicts are those that
+    run_all.py collected. Networks and images stay where they are. `Study.open(folder)` reads it.
+    """
+    folder, out = Path(folder), Path(study.out)
+    shutil.rmtree(folder / "tables", ignore_errors=True)
+    (folder / "tables").mkdir(parents=True)
+    seconds, networks = {}, set()
+    for path in sorted(path for ending in ("csv", "safetensors") for path in (out / "tables").glob(f"[!.]*.{ending}")):
+        about = store.load_meta(path)
+        if path.stem.endswith(f"-{study.key_of(about.get('networks', study.names))}"):
+            shutil.copyfile(path, folder / "tables" / path.name)
+            networks |= set(about.get("networks", ()))
+            seconds[path.stem.rpartition("-")[0]] = about.get("seconds")
+    parts = sorted((folder / "tables").iterdir())
+    for name in ("claims.json", "card.json", "predictions.json"):
+        (folder / name).unlink(missing_ok=True)
+        if (out / name).exists() and json.loads((out / name).read_text()):
+            shutil.copyfile(out / name, folder / name)
+            parts.append(folder / name)
+    trained = {name: file for name in sorted(networks) if (file := study.network_file(name)).exists()}
+    cuda = study.torch_device.type == "cuda"
+    provenance = {
+        "parameters": {f.name: getattr(study, f.name) for f in dataclasses.fields(study) if f.name not in PLACES},
+        "images": study.summary._asdict(),
+        "basis": study.basis(),
+        "made": datetime.date.today().isoformat(),
+        "commit": commit(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "repsim": __version__,
+        },
+        "hardware": torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {study.threads} threads",
+        "training_seconds": {name: store.load_meta(file)["seconds"] for name, file in trained.items()},
+        "seconds": seconds,
+        "checksums": {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in parts},
+    }
+    store.write(folder / "provenance.json", json.dumps(provenance, indent=1, allow_nan=False) + "\n")
+    return folder
+
+
+def check(folder: str | Path) -> dict[str, Any]:
+    """What provenance.json says of published results, after their files have been found whole.
 
     Raises:
-        ValueError: no such file, or not one that `repsim.publish` wrote.
+        ValueError: no provenance.json; a file that is missing or not what was published.
+    """
+    kept = publication(folder)
+    for name, checksum in kept["checksums"].items():
+        path = Path(folder) / name
+        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != checksum:
+            raise ValueError(f"{path} is missing or not what was published; restore it")
+    return kept
+
+
+def publication(folder: str | Path) -> dict[str, Any]:
+    """What FOLDER/provenance.json says of published results: parameters, images, and how they were made.
+
+    Raises:
+        ValueError: no such file, or not one that `publish` wrote.
     """
     try:
         kept = json.loads((Path(folder) / "provenance.json").read_text())
         return kept | {"parameters": dict(kept["parameters"]), "images": dict(kept["images"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"artefacts: expected a folder with a provenance.json, such as results/NAME, got {str(folder)!r} ({error!r})"
+            f"profile: expected a folder with a provenance.json, such as results/NAME, got {str(folder)!r} ({error!r})"
         ) from error
 
 
@@ -437,42 +669,140 @@ def commit() -> str:
     return done.stdout.strip()
 
 
-def profile(name: str | Path) -> dict[str, Any]:
-    """The parameters in profiles/NAME.yaml, or in a YAML file.
+def located(profile: str | Path) -> Path:
+    """The file of a profile, or the folder of published results, that `profile` stands for in `Study.open`."""
+    if not isinstance(profile, str | Path):
+        raise ValueError(f"profile: expected a name or a path, got {profile!r}")
+    path = ROOT / Path(profile).expanduser()
+    for candidate in (PROFILES / f"{profile}.yaml", path):
+        if candidate.is_file() or candidate.is_dir():
+            return candidate
+    known = [
+        *sorted(p.stem for p in PROFILES.glob("*.yaml")),
+        *sorted(f"results/{p.parent.name}" for p in ROOT.glob("results/*/provenance.json")),
+    ]
+    raise ValueError(
+        f"profile: no file {path}, and no profile {str(profile)!r}{similar(str(profile), known)}; there are {', '.join(known)}"
+    )
+
+
+def read_profile(file: str | Path) -> dict[str, Any]:
+    """The fields of `Study` in a YAML file.
 
     Raises:
-        ValueError: no such profile, not a mapping, or a parameter that `Study` does not have.
+        ValueError: not YAML, not a mapping, or a field that `Study` does not have.
     """
-    path = Path(name) if str(name).endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
-    if not path.exists():
-        known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
-        raise ValueError(f"profile: no file {path}; the profiles there are: {known}; or give a YAML file")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(Path(file).read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"profile: {path} is not YAML ({error})") from error
+        raise ValueError(f"profile: {file} is not YAML ({error})") from error
     if not isinstance(values, dict):
-        raise ValueError(f"profile: {path} has to map parameters to values, got {type(values).__name__}")
+        raise ValueError(f"profile: {file} has to map parameters to values, got {type(values).__name__}")
     return check_names(values)
 
 
-def parameters(name: str | Path, changes: Iterable[tuple[str, str]] = ()) -> dict[str, Any]:
-    """A profile's parameters with `changes` of (name, YAML value). Raises ValueError as `profile`, and for what is not YAML."""
+def read_changes(changes: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Names and values of a command line, the values as YAML. Raises ValueError for what is not YAML."""
     try:
-        values = {key: yaml.safe_load(value) for key, value in changes}
+        return {name: yaml.safe_load(value) for name, value in changes}
     except yaml.YAMLError as error:
         raise ValueError(f"parameter: not YAML ({error})") from error
-    return check_names(profile(name) | values)
+
+
+def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `changes`; "recipe.simclr.temperature" changes that entry of the mapping `recipe` alone.
+
+    Raises:
+        ValueError: a part of something that is not a mapping.
+    """
+    values = dict(values)
+    for name, value in changes.items():
+        first, _, rest = name.partition(".")
+        if rest:
+            inner = values.get(first, {})
+            if not isinstance(inner, dict):
+                raise ValueError(f"{name}: {first} is not a mapping, but {inner!r}")
+            value = changed(inner, {rest: value})
+        values[first] = value
+    return values
 
 
 def check_names(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """`parameters` if all are fields of `Study`. Raises ValueError naming those that are not."""
+    """`parameters` if all are fields of `Study`. Raises ValueError naming one that is not, and those that are like it."""
     known = [f.name for f in dataclasses.fields(Study)]
-    unknown = [name for name in parameters if name not in known]
-    if unknown:
-        raise ValueError(f"parameter: unknown {', '.join(unknown)}; the parameters are {', '.join(known)}")
+    for name, value in parameters.items():
+        if name not in known:
+            raise ValueError(
+                f"{name} = {value!r}: a study has no parameter {name}{similar(name, known)}; there are {', '.join(known)}"
+            )
     return dict(parameters)
 
 
-if __name__ == "__main__":  # python -m repsim.study train or make; the module that does it imports this one
-    runpy.run_module("repsim.publish", run_name="__main__")
+def similar(name: object, known: Iterable[str]) -> str:
+    """ " (did you mean ...?)" with what `name` may have been meant for; "" if nothing is like it."""
+    found = difflib.get_close_matches(str(name), list(known))
+    return f" (did you mean {' or '.join(found)}?)" if found else ""
+
+
+def _check_injected() -> None:
+    """Raise ValueError if papermill was given a parameter that the notebook does not have: it would warn and go on."""
+    known: set[str] = set()
+    for cell in vars(sys.modules["__main__"]).get("In", ()):  # the cells that this notebook has executed
+        try:
+            assigned = [t.id for node in ast.parse(cell).body if isinstance(node, ast.Assign) for t in node.targets]
+        except (SyntaxError, AttributeError):
+            continue
+        if cell.startswith("# Parameters\n"):
+            for name in set(assigned) - known:
+                raise ValueError(
+                    f"{name}: this notebook has no such parameter; its own are {', '.join(sorted(known))}, and a field of "
+                    f"the study goes into changes: {{{name!r}: ...}}"
+                )
+        known |= set(assigned)
+
+
+def cores() -> int:
+    """How many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def duration(seconds: float) -> str:
+    """A time as a reader takes it: "50 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train networks of a study where its notebooks look for them; by all ranks where torchrun starts them."""
+    parser = argparse.ArgumentParser(prog="python -m repsim.train", description=main.__doc__)
+    parser.add_argument("network", nargs="+", help="OBJECTIVE-SEED, such as simclr-0")
+    parser.add_argument("--profile", default="quick", metavar="NAME|FILE", help="profiles/NAME.yaml or a YAML file")
+    parser.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a field of the study"
+    )
+    parser.add_argument("--minutes", type=float, help="start no network that would not be done by then")
+    parser.add_argument(
+        "--passes", action="store_true", help="print the number of image passes after each step, for a bar"
+    )
+    options, until = parser.parse_args(argv), time.monotonic()
+    until += 60 * (options.minutes or math.inf)
+    try:
+        study = Study.open(options.profile, **read_changes(options.p))
+        for name in options.network:
+            study.settings(name)
+        study.images  # noqa: B018 (looked at before the ranks meet)
+    except (ValueError, OSError, RuntimeError) as error:
+        parser.error(str(error))
+    report = functools.partial(print, flush=True) if options.passes else True
+    with distributed.started(study.torch_device):
+        for name in options.network:
+            if options.minutes and time.monotonic() + study.expected_seconds(name) > until:
+                break
+            loss = study.network(name, report).history.loss.iloc[-1]
+            if not (distributed.rank() or options.passes):
+                print(f"{name}: loss {loss:.4f}, kept in {study.network_file(name).parent}", flush=True)
+
+
+if __name__ == "__main__":  # python -m repsim.train
+    main()
