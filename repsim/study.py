@@ -55,6 +55,8 @@ class Study:
     train_images: int | None = 2000  # images trained on; None: all
     test_images: int | None = 1000  # images compared and tested on; None: all
     image_size: int | None = None  # images are resized to this many pixels a side; None: as they are
+    context: float = 0.0  # of shapes: the fraction of images whose background is the one that their class prefers
+    saturation: float = 1.0  # of shapes: 1 full colours, 0 greys
     architecture: str = "resnet18"  # or resnet34, resnet50
     width: int = 8  # channels of the first stage
     epochs_sl: int = 10
@@ -74,6 +76,7 @@ class Study:
         hints = typing.get_type_hints(Study)
         for name, hint in hints.items():
             value, kinds = getattr(self, name), typing.get_args(hint) or (hint,)
+            kinds = (float, int) if kinds == (float,) else kinds
             if not isinstance(value, kinds) or isinstance(value, bool):
                 kind = " | ".join("null" if k is types.NoneType else k.__name__ for k in kinds)
                 raise ValueError(f"{name}: expected {kind}, got {value!r} ({type(value).__name__})")
@@ -82,6 +85,7 @@ class Study:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
         if self.test_images is not None and self.test_images < 8:
             raise ValueError(f"test_images: expected at least 8 for a comparison, got {self.test_images}")
+        data.check_appearance(self.data, self.context, self.saturation)
         for objective in self.controls:
             if objective not in train.OBJECTIVES or objective in ("untrained", "sl", "simclr"):
                 others = ", ".join(o for o in train.OBJECTIVES if o not in ("untrained", "sl", "simclr"))
@@ -144,6 +148,8 @@ class Study:
             train_images=self.train_images,
             test_images=self.test_images,
             image_size=self.image_size,
+            context=self.context,
+            saturation=self.saturation,
             root=Path(self.out).parent / "data",
         )
 
