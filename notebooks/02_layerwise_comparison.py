@@ -38,7 +38,7 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from repsim import charts, claims, figures, publish, render, rng
+from repsim import charts, claims, figures, publish, render, store
 from repsim.cka import cka
 from repsim.study import Study
 
@@ -110,7 +110,7 @@ def hsic1(k, l):
     return terms / (n * (n - 3))
 
 
-x, y = (torch.randn(64, 2048, dtype=torch.float64, generator=rng.generator("noise", i)) for i in (0, 1))
+x, y = (torch.randn(64, 2048, dtype=torch.float64, generator=store.generator("noise", i)) for i in (0, 1))
 k, l = x @ x.T, y @ y.T
 assert np.isclose(cka(x, y), hsic1(k, l) / (hsic1(k, k) * hsic1(l, l)).sqrt())
 print(f"64 images, 2,048 independent noise features: unbiased {cka(x, y):.2f}, biased {cka(x, y, estimator='biased'):.2f}")

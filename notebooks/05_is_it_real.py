@@ -47,7 +47,7 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from repsim import attacks, charts, claims, figures, measures, render, rng, robustness
+from repsim import attacks, charts, claims, figures, measures, render, robustness, store
 from repsim.cka import cka
 from repsim.study import Study
 
@@ -99,7 +99,7 @@ figures.learnt(study.probe([*study.core, "pixels"]), len(study.summary.classes))
 
 # %%
 n, p = 128, 1024
-x, y = (torch.randn(n, p, generator=rng.generator("is it real", i)) for i in (0, 1))
+x, y = (torch.randn(n, p, generator=store.generator("is it real", i)) for i in (0, 1))
 assert abs(cka(x, y, estimator="biased") - p / (n + p)) < 0.02 and abs(cka(x, y)) < 0.02
 print(f"{n} images of noise, {p:,} features: biased {cka(x, y, estimator='biased'):.2f}, predicted {p / (n + p):.2f}")
 

@@ -36,7 +36,7 @@ import torchvision
 import yaml
 from torch import Tensor
 
-from repsim import __version__, augment, cka, claims, data, grams, probes, rng, store, taps, train
+from repsim import __version__, augment, cka, claims, data, grams, probes, store, taps, train
 from repsim.claims import VIEWS, Claim, Evidence
 
 PROFILES = Path(__file__).resolve().parent.parent / "profiles"
@@ -249,7 +249,7 @@ class Study:
         if view is not None:
             draw = augment.VIEWS["simclr"]
             chunks = enumerate(images.split(1024))
-            images = torch.cat([draw(chunk, rng.generator("features", split, view, i)) for i, chunk in chunks])
+            images = torch.cat([draw(chunk, store.generator("features", split, view, i)) for i, chunk in chunks])
         if name == "pixels":
             x = data.as_input(images) if images.dtype == torch.uint8 else images
             return {"pixels": x.flatten(1)}
