@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from repsim import augment, charts, figures, losses, models, render, rng, train
+from repsim import augment, charts, figures, losses, models, render, store, train
 from repsim.data import load
 from repsim.study import Study
 
@@ -59,8 +59,8 @@ charts.images(train_set.images[sample], [train_set.classes[c] for c in train_set
 
 # %%
 shown = train_set.images[sample[:8]]
-views = [augment.VIEWS["supervised"](shown, rng.generator("figure", 0))]
-views += [augment.VIEWS["simclr"](shown, rng.generator("figure", i)) for i in (1, 2)]
+views = [augment.VIEWS["supervised"](shown, store.generator("figure", 0))]
+views += [augment.VIEWS["simclr"](shown, store.generator("figure", i)) for i in (1, 2)]
 pictures = [shown] + [((v * 0.25 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8) for v in views]
 captions = [name for name in ("image", "SL", "SimCLR a", "SimCLR b") for _ in range(len(shown))]
 charts.images(torch.cat(pictures), captions, columns=len(shown), title="Images and their views")
@@ -77,7 +77,7 @@ charts.images(torch.cat(pictures), captions, columns=len(shown), title="Images a
 # function that trains the network:
 
 # %%
-za, zb = torch.randn(2, 6, 4, dtype=torch.float64, generator=rng.generator("example")).unbind()
+za, zb = torch.randn(2, 6, 4, dtype=torch.float64, generator=store.generator("example")).unbind()
 z = torch.nn.functional.normalize(torch.cat([za, zb]), dim=1)
 by_hand = 0.0
 for i in range(12):

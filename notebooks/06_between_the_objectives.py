@@ -44,7 +44,7 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from repsim import charts, figures, ladder, losses, predictions, publish, render, rng
+from repsim import charts, figures, ladder, losses, predictions, publish, render, store
 from repsim.study import Study
 
 render.use()
@@ -55,7 +55,7 @@ Markdown(
 )
 
 # %%
-za, zb = torch.randn(2, 32, 16, generator=rng.generator("ladder")).unbind()
+za, zb = torch.randn(2, 32, 16, generator=store.generator("ladder")).unbind()
 alone = torch.arange(32)
 assert torch.isclose(losses.supcon(za, zb, alone), losses.nt_xent(za, zb))
 assert torch.isclose(losses.nscl(za, zb, alone), losses.nt_xent(za, zb))

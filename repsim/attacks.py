@@ -16,7 +16,7 @@ import torch
 from sklearn.decomposition import KernelPCA
 from torch import Tensor, nn
 
-from repsim import augment, cka, claims, grams, measures, models, probes, rng, taps
+from repsim import augment, cka, claims, grams, measures, models, probes, store, taps
 from repsim import robustness as rb
 from repsim.claims import VIEWS, Claim, Estimate, Evidence
 from repsim.comparison import Comparison
@@ -215,7 +215,7 @@ def null(study: Study, a: str, b: str) -> pd.DataFrame:
 
     def make() -> pd.DataFrame:
         both = [_grams(study.network(n).model, study.images.test.images[:SAMPLE]) for n in (a, b)]
-        return measures.permutation_null(*both, permutations=PERMUTATIONS, generator=rng.generator("null", a, b))
+        return measures.permutation_null(*both, permutations=PERMUTATIONS, generator=store.generator("null", a, b))
 
     return study.table(f"null-{a}-{b}", make, [a, b]).assign(a=a, b=b)
 
@@ -294,7 +294,7 @@ def sample_sizes(study: Study, layer: str) -> pd.DataFrame:
         }
         shape = found[f"{a} and {b}, {layer}"][0].shape
         found["independent noise of that width"] = [
-            torch.randn(shape, generator=rng.generator("noise", i)) for i in (0, 1)
+            torch.randn(shape, generator=store.generator("noise", i)) for i in (0, 1)
         ]
         sizes = [n for n in (16, 32, 64, 128, 256, 512) if n <= len(images)]
         rows = [
@@ -324,7 +324,7 @@ def correlations(study: Study, evidence: Evidence, probe: pd.DataFrame) -> dict[
     """Pair -> Spearman's correlation of dissimilarity and gap over layers, with its permutation p value."""
     table = gaps(study, evidence, probe)
     return {
-        pair: rb.rank_correlation(pair, rows["dissimilarity"], rows["gap"], generator=rng.generator("layers", pair))
+        pair: rb.rank_correlation(pair, rows["dissimilarity"], rows["gap"], generator=store.generator("layers", pair))
         for pair, rows in table.groupby("pair", sort=False)
     }
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
 from tqdm import tqdm
 
-from repsim import allocator, grams, rng
+from repsim import allocator, grams, store
 from repsim.comparison import Comparison
 from repsim.taps import network_input, resolve, tapped
 
@@ -136,7 +136,7 @@ def compare(
         bank.open(len(x))
         x = x.to(device, non_blocking=True)
         for view in (None, *views):
-            seen = x if view is None else views[view](x, rng.generator(seed, "views", view, i))
+            seen = x if view is None else views[view](x, store.generator(seed, "views", view, i))
             for name, model in models.items():
                 stream = name if view is None else f"{name}@{view}"
                 given = network_input(seen, model, transforms.get(name) if view is None else None)

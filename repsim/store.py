@@ -42,6 +42,16 @@ def digest(value: Any, length: int = 12) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
 
 
+def generator(*key: int | str) -> torch.Generator:
+    """A CPU generator seeded by `key`, for example `generator(seed, "views", step)`.
+
+    It is a function of its key alone: step 1,000 of a resumed run draws what it draws in a run that was never interrupted, so
+    that no generator state is stored, and two uses never share a stream by accident.
+    """
+    total = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(total[:8], "big") >> 1)
+
+
 def write(path: Path, data: bytes | str) -> None:
     """Write `data` so that `path` holds either what it held before or all of `data`, even if the machine stops.
 

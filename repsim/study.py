@@ -35,18 +35,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import torchvision
 import yaml
 from torch import Tensor
 
-from repsim import __version__, augment, cka, claims, data, distributed, grams, probes, rng, store, taps, train
+from repsim import __version__, augment, cka, claims, data, distributed, models, probes, store, taps, train
 from repsim.claims import VIEWS, Claim, Evidence
+from repsim.comparison import Comparison
+from repsim.probes import FOLDS
 
 ROOT = Path(__file__).resolve().parent.parent  # the checkout, from which relative paths count
 PROFILES = ROOT / "profiles"
 REMEDY = "it can be made with a profile and the images"
+SIZES = ("train_images", "test_images", "image_size", "context", "saturation")  # fields that data.load takes
+CKA_IMAGES = 2560  # test images of the comparison at most: the first ones, which are a random sample
 PLACES = ("data", "device", "out", "artefacts")  # fields of a study that say where, not what
 WORTH_A_PROCESS = 20  # seconds of training that starting processes pays for
 DIED = "the process died (out of memory, or a crash in a native library)"
@@ -64,6 +69,8 @@ class Study:
     train_images: int | None = 2000  # images trained on; None: all
     test_images: int | None = 1000  # images compared and tested on; None: all
     image_size: int | None = None  # images are resized to this many pixels a side; None: as they are
+    context: float = 0.0  # of shapes: the fraction of images whose background is the one that their class prefers
+    saturation: float = 1.0  # of shapes: 1 full colours, 0 greys
     architecture: str = "resnet18"  # or resnet34, resnet50
     width: int = 8  # channels of the first stage
     epochs_sl: int = 10
@@ -89,6 +96,7 @@ class Study:
             raise ValueError(f"device: expected auto, cpu, cuda or mps, got {self.device!r}")
         if self.test_images is not None and self.test_images < 8:
             raise ValueError(f"test_images: expected at least 8 for a comparison, got {self.test_images}")
+        data.check_appearance(self.data, self.context, self.saturation)
         others = [o for o in train.OBJECTIVES if o not in ("untrained", "sl", "simclr")]
         for objective in self.controls:
             if objective not in others:
@@ -197,7 +205,7 @@ class Study:
         """
         if self.artefacts is not None and self.data == "shapes" and self.summary.name != "shapes":
             raise ValueError(f"images: not part of the published results in {self.artefacts}; give data to have them")
-        sizes = {name: getattr(self, name) for name in ("train_images", "test_images", "image_size")}
+        sizes = {name: getattr(self, name) for name in SIZES}
         images = data.load(self.data, **sizes, root=Path(self.out).parent / "data")
         if self.artefacts is not None and data.summary(images).fingerprints != self.summary.fingerprints:
             raise ValueError(
@@ -346,20 +354,18 @@ class Study:
 
         return self._kept(self._file(name, names, "csv"), lambda path: store.load_table(path)[0], make, save)
 
-    def compared(
-        self, name: str, make: Callable[[], cka.Comparison], networks: Sequence[str] | None = None
-    ) -> cka.Comparison:
+    def compared(self, name: str, make: Callable[[], Comparison], networks: Sequence[str] | None = None) -> Comparison:
         """As `table`, for a comparison, of which the pairs that are `drawn` are kept."""
         names = self.names if networks is None else networks
 
-        def save(path: Path, made: tuple[cka.Comparison, float]) -> None:
+        def save(path: Path, made: tuple[Comparison, float]) -> None:
             tensors, meta = made[0].to_tensors()
             store.save_tensors(path, tensors, meta | self._about(name, names, made[1]))
 
         return self._kept(
             self._file(name, names, "safetensors"),
-            lambda path: cka.Comparison.from_tensors(*store.load_tensors(path)),
-            lambda: make().select(drawn),
+            lambda path: Comparison.from_tensors(*store.load_tensors(path)),
+            lambda: make().select(by_fold, wanted),
             save,
         )
 
@@ -383,23 +389,48 @@ class Study:
             raise FileNotFoundError(f"{path}: no such table among the published results; {REMEDY}")
         return load(path)
 
+    @functools.cached_property
+    def views(self) -> dict[str, Callable[..., Tensor]]:
+        """The two draws of SimCLR's augmentations, in the strengths that this study trains with, of which readings are made."""
+        return dict.fromkeys(VIEWS, functools.partial(augment.simclr, **self.settings("simclr-0").simclr_views()))
+
     @functools.cache  # noqa: B019
-    def comparison(self) -> cka.Comparison:
-        """CKA of everything with everything over the test images, from one pass, by both estimators.
+    def comparison(self) -> Comparison:
+        """CKA of all layers of all networks over the first CKA_IMAGES test images, from one pass.
 
-        Streams: every network, "NETWORK@view-a" and "NETWORK@view-b" (two draws of SimCLR's augmentations), "labels",
-        "pixels".
+        Streams: every network, "NETWORK@view-a" and "NETWORK@view-b", "labels", "pixels". Estimators: "unbiased", "rbf", and
+        "trimmed", without the images that are among the largest 1 % by norm at the end of some stage of some network.
         """
-        return self.compared("cka", lambda: self.compare(self.names))
+        return self.compared("cka", self._compare)
 
-    def compare(self, names: Sequence[str], images: data.ImageSet | None = None, **options: Any) -> cka.Comparison:
-        """`cka.compare` of these networks over the test images (or others), as `comparison` has it but for `options`."""
-        images = self.images.test if images is None else images
-        views = {view: augment.VIEWS["simclr"] for view in VIEWS}
-        settings = {"pixels": True, "views": views, "estimators": cka.ESTIMATORS, "progress": True} | options
-        self.train_missing(names)
-        models = {name: self.network(name).model for name in names}
-        return cka.compare(models, images.images, labels=images.labels, batch_size=self.compare_batch, **settings)
+    def _compare(self) -> Comparison:
+        self.train_missing(self.names)
+        test = self.images.test.take(slice(CKA_IMAGES))
+        batches = FOLDS * math.ceil(len(test) / (FOLDS * 128)) if len(test) >= 4 * FOLDS else len(test) // 4
+        models = {name: self.network(name).model for name in self.names}
+        return cka.compare(
+            models,
+            test.images,
+            labels=test.labels,
+            views=self.views,
+            pixels=True,
+            estimators=("unbiased", "rbf", "trimmed"),
+            leave_out=self._outliers(len(test)),
+            batch_size=math.ceil(len(test) / batches),
+            folds=FOLDS,
+            progress=True,
+        )
+
+    def _outliers(self, count: int, fraction: float = 0.01) -> Tensor:
+        """Those of the first test images that are among the farthest from the mean at the end of a stage (Davari et al. 2022)."""
+        largest = set()
+        for name in self.names:
+            features = self.features(name, "test")
+            for stage in models.STAGES:
+                x = features[claims.end_of(list(features), stage)][:count].double()
+                norms = torch.linalg.vector_norm(x - x.mean(0), dim=1)
+                largest |= set(norms.topk(math.ceil(fraction * count)).indices.tolist())
+        return torch.tensor(sorted(largest))
 
     @functools.lru_cache(maxsize=8)  # noqa: B019
     def features(self, name: str, split: str, view: str | None = None) -> dict[str, Tensor]:
@@ -409,13 +440,70 @@ class Study:
         """
         images = getattr(self.images, split).images
         if view is not None:
-            draw = augment.VIEWS["simclr"]
             chunks = enumerate(images.split(1024))
-            images = torch.cat([draw(chunk, rng.generator("features", split, view, i)) for i, chunk in chunks])
+            draws = [self.views[view](chunk, store.generator("features", split, view, i)) for i, chunk in chunks]
+            images = torch.cat(draws)
         if name == "pixels":
             x = data.as_input(images) if images.dtype == torch.uint8 else images
             return {"pixels": x.flatten(1)}
         return taps.pooled(self.network(name).model, images)
+
+    @functools.cache  # noqa: B019
+    def readings(self, name: str) -> dict[str, pd.DataFrame]:
+        """What can be read out of each layer of a network, by fold of the test images: measure -> (folds, layers).
+
+        Measures: "probe" (cross-entropy, nats), "correct" (of its most probable class), "knn" (ten nearest training images),
+        "retrieval" (of an image's other view), "views" (fitted NT-Xent, nats), "views of a class" (the same in batches of one
+        class); of "pixels" the first three. Residual layers and the pool, which is the end of stage 4, are left out.
+        """
+        names = [] if name == "pixels" else [name]
+
+        def load(path: Path) -> dict[str, pd.DataFrame]:
+            tensors, meta = store.load_tensors(path)
+            tables = {
+                m: pd.DataFrame(tensors[m].double().numpy(), columns=layers) for m, layers in meta["layers"].items()
+            }
+            if "images" not in tensors:  # each image's outcome, as it is kept where it was made
+                return {measure: probes.by_fold(table) for measure, table in tables.items()}
+            for table in tables.values():
+                table.attrs["images"] = tensors["images"].numpy()
+            return tables
+
+        def save(path: Path, made: tuple[dict[str, pd.DataFrame], float]) -> None:
+            tensors = {measure: torch.tensor(table.to_numpy(dtype="float32")) for measure, table in made[0].items()}
+            layers = {measure: list(table) for measure, table in made[0].items()}
+            store.save_tensors(path, tensors, {"layers": layers, **self._about(f"readings-{name}", names, made[1])})
+
+        path = self._file(f"readings-{name}", names, "safetensors")
+        made = self._kept(path, load, lambda: self._read(name), save)
+        folded = all("images" in table.attrs for table in made.values())
+        return made if folded else {measure: probes.by_fold(table) for measure, table in made.items()}
+
+    def _read(self, name: str) -> dict[str, pd.DataFrame]:
+        """Each test image's outcomes: measure -> (n, layers)."""
+
+        def of(split: str, view: str | None = None) -> dict[str, Tensor]:
+            features = self.features(name, split, view)
+            return {l: x for l, x in features.items() if models.layer_kind(l) not in ("residual", "pool")}
+
+        labels = {split: getattr(self.images, split).labels for split in ("train", "validation", "test")}
+        classes = len(self.summary.classes)
+        fit = [value for split in labels for value in (of(split), labels[split])]
+        probe = probes.linear_probe(*fit, classes=classes)
+        tables = {"probe": probe.loss, "correct": probe.correct}
+        tables["knn"] = probes.knn(of("train"), labels["train"], of("test"), labels["test"], classes=classes)
+        if name == "pixels":
+            return tables
+        views = [of(split, view) for split in ("train", "test") for view in VIEWS]
+        fitted = probes.fitted_nt_xent(
+            *views,
+            labels["test"],
+            batch=min(128, self.summary.train, self.summary.test),
+            temperature=self.settings("simclr-0").temperature,
+            steps=150,
+        )
+        tables["retrieval"] = probes.retrieval(*views[2:])
+        return tables | {"views": fitted.mixed, "views of a class": fitted.of_a_class}
 
     def per_network(self, table: str, names: Sequence[str], make: Callable[[str], pd.DataFrame]) -> pd.DataFrame:
         """One table per network, kept one by one (for any study with that network), as one with a column `network`."""
@@ -432,77 +520,22 @@ class Study:
         ]
         return pd.concat(parts, ignore_index=True)
 
-    def _splits(self, name: str) -> list[Any]:
-        parts = ((self.features(name, s), getattr(self.images, s).labels) for s in ("train", "validation", "test"))
-        return [value for part in parts for value in part]
-
-    def probe(self, names: Sequence[str] | None = None) -> pd.DataFrame:
-        """Linear-probe accuracy of every layer of every network, and of the pixels: network, layer, accuracy, low, high.
-
-        Of all networks, or of those in `names`; so for the others below.
-        """
-        classes = len(self.summary.classes)
-        return self.per_network(
-            "probe",
-            [*self.names, "pixels"] if names is None else names,
-            lambda name: probes.linear_probe(*self._splits(name), classes=classes),
-        )
-
-    def knn(self, names: Sequence[str] | None = None) -> pd.DataFrame:
-        """Cosine 10-NN accuracy of every layer, likewise."""
-
-        def make(name: str) -> pd.DataFrame:
-            train_x, train_y, _, _, test_x, test_y = self._splits(name)
-            return probes.knn(train_x, train_y, test_x, test_y, classes=len(self.summary.classes))
-
-        return self.per_network("knn", [*self.names, "pixels"] if names is None else names, make)
-
-    def retrieval(self, names: Sequence[str] | None = None) -> pd.DataFrame:
-        """How often an image's other view is the nearest of all test images': network, layer, accuracy@1, low, high."""
-        a, b = VIEWS
-        return self.per_network(
-            "retrieval",
-            self.names if names is None else names,
-            lambda name: probes.retrieval(self.features(name, "test", a), self.features(name, "test", b)),
-        )
-
-    def contrastive(self, names: Sequence[str] | None = None) -> pd.DataFrame:
-        """NT-Xent on the test images of a linear projection fitted to each frozen layer: network, layer, loss, low, high."""
-        views = [(split, view) for split in ("train", "test") for view in VIEWS]
-        batch = min(128, self.summary.train, self.summary.test)
-        return self.per_network(
-            "contrastive",
-            self.names if names is None else names,
-            lambda name: probes.fitted_nt_xent(*(self.features(name, *v) for v in views), batch=batch, steps=150),
-        )
-
-    def factors(self, names: Sequence[str] | None = None) -> pd.DataFrame | None:
+    def factors(self, names: Sequence[str]) -> pd.DataFrame | None:
         """How well each known factor of the embedded images can be read out of each layer; None for other images."""
         if not self.summary.factors:
             return None
 
-        return self.per_network(
-            "factors",
-            [*self.names, "pixels"] if names is None else names,
-            lambda name: probes.factor_probe(
-                self.features(name, "train"),
-                known_factors(self.images.train),
-                self.features(name, "test"),
-                known_factors(self.images.test),
-                circular=CIRCULAR,
-            ),
-        )
+        def make(name: str) -> pd.DataFrame:
+            splits = [(self.features(name, s), known_factors(getattr(self.images, s))) for s in ("train", "test")]
+            return probes.factor_probe(*splits[0], *splits[1], circular=CIRCULAR)
+
+        return self.per_network("factors", names, make)
 
     def history(self, names: Sequence[str] | None = None) -> pd.DataFrame:
         """The training histories: network, epoch, loss, validation_loss, learning_rate."""
         return self.per_network("history", self.names if names is None else names, lambda n: self.network(n).history)
 
     # What the claims rest on
-
-    @property
-    def compare_batch(self) -> int:
-        """Images in a batch of the comparison: 128, or fewer so that there are at least 8 batches for an interval."""
-        return max(4, min(128, self.summary.test // 8))
 
     def basis(self) -> str:
         """The scale of this study in one sentence."""
@@ -513,12 +546,83 @@ class Study:
             f"{self.seeds} seeds"
         )
 
+    @functools.cache  # noqa: B019
     def evidence(self) -> Evidence:
-        return Evidence(self.comparison(), self.seeds, self.basis())
+        """Comparison and readings of all networks, which are trained if they are missing."""
+        self.train_missing(self.names)
+        return Evidence(self.comparison(), {name: self.readings(name) for name in self.names}, self.seeds)
 
-    def verdicts(self) -> list[Claim]:
-        """All claims, judged."""
-        return claims.judge(self.evidence(), self.probe([*self.core, "pixels"]), self.contrastive(self.core))
+    @functools.cache  # noqa: B019
+    def accuracy(self) -> dict[str, float]:
+        """Accuracy of the linear probe at the pool, averaged over seeds and images, of each objective, and of "pixels"."""
+        sums: dict[str, list[float]] = {}
+        for name in [*self.names, "pixels"]:
+            table = self.readings(name)["correct"]
+            layer = "pixels" if name == "pixels" else claims.end_of(list(table), "layer4")
+            mean = np.average(table[layer], weights=table.attrs["images"])
+            sums.setdefault(name.rpartition("-")[0] or name, []).append(mean)
+        return {objective: float(np.mean(values)) for objective, values in sums.items()}
+
+    def gate(self) -> str:
+        """Why the claims are not judged, with the remedy; empty if they are."""
+        return claims.gate(self.accuracy(), self.seeds)
+
+    @functools.cache  # noqa: B019
+    def judge(self, *ids: str) -> list[Claim]:
+        """These claims, judged and kept in OUT/claims; all of them, and not kept, if none is named."""
+        judged = claims.judge(self.evidence(), self.gate(), ids or tuple(claims.CLAIMS))
+        if ids:
+            self.keep("-".join(ids), [claim.to_dict() for claim in judged])
+        return judged
+
+    def keep(self, name: str, verdicts: list[dict[str, Any]]) -> None:
+        """Write verdicts to OUT/claims/NAME.json, for run_all.py to collect."""
+        about = {"basis": self.basis(), "exploratory": self.summary.factors, "preregistration": preregistration()}
+        text = json.dumps([row | about for row in verdicts], indent=1, allow_nan=False)
+        store.write(Path(self.out) / "claims" / f"{name}.json", text + "\n")
+
+    def answer(self, judged: Sequence[Claim]) -> str:
+        """Markdown: whether the networks have learnt, and each claim's effect with its verdict as a badge."""
+        accuracy = self.accuracy()
+        titles = claims.TITLES | {"pixels": "raw pixels"}
+        read = ", ".join(f"{titles[o]} {accuracy[o]:.2f}" for o in titles if o in accuracy)
+        lines = [
+            f"- {c.sentence} **{c.id}: {c.verdict}.**" + f" {c.reason}." * bool(c.reason and not c.gate) for c in judged
+        ]
+        gate = f"\n\n**Not judged:** {self.gate()}." if self.gate() else ""
+        kind = (
+            "\n\n*Exploratory: these images were designed so that the phenomenon shows.*"
+            if self.summary.factors
+            else ""
+        )
+        chance = 1 / len(self.summary.classes)
+        lines.append(
+            f"\n*This run:* {self.basis()}. Linear probes at the pool read {read}; chance is {chance:.2f}.{kind}{gate}"
+        )
+        return "\n".join(lines)
+
+    def keep_attacks(self, ticks: pd.DataFrame) -> pd.DataFrame:
+        """Keep what attacks make of the claims (row, value, family, name, whole) and return it without undefined values."""
+        ticks = ticks[np.isfinite(ticks["value"])].reset_index(drop=True)
+        store.write(Path(self.out) / "claims" / "attacks.json", json.dumps(ticks.to_dict("records"), indent=1) + "\n")
+        return ticks
+
+    def attacks(self) -> pd.DataFrame:
+        """What `keep_attacks` kept, or what is published; no rows if there is nothing."""
+        file = Path(self.artefacts) / "attacks.json" if self.artefacts else Path(self.out) / "claims" / "attacks.json"
+        rows = json.loads(file.read_text()) if file.exists() else []
+        return pd.DataFrame(rows, columns=["row", "value", "family", "name", "whole"])
+
+    def notes(self, ticks: pd.DataFrame) -> dict[str, str]:
+        """For each claim how many seeds it rests on, and how many of the attacks agree with it."""
+        notes = {}
+        for claim in self.judge():
+            values = ticks.loc[ticks["row"] == claim.id, "value"]
+            same = ((values > 1) == (claim.weakest.scaled[0] > 1)).sum()
+            notes[claim.id] = f"S = {self.seeds}" + (
+                f"; {same} of {len(values)} readings on the same side" if len(values) else ""
+            )
+        return notes
 
     def colophon(self) -> pd.DataFrame:
         """What produced this execution: versions, commit, parameters, time. Two columns, what and how."""
@@ -555,26 +659,35 @@ class Study:
             "networks": ", ".join(self.names),
             "architecture": f"{self.architecture}, width {self.width}",
             "evaluation": "test images, eval mode, weights of the last epoch",
-            "CKA": f"linear, HSIC averaged over batches of at most {self.compare_batch}, ratio last; unbiased unless "
-            "another estimator is named; whole activation maps",
-            "intervals": "95 %, jackknife over batches of images (CKA), Wilson (accuracies)",
+            "CKA": f"linear, unbiased, whole activation maps of the first {min(CKA_IMAGES, images.test):,} test images; HSIC averaged "
+            "over batches of at most 128, ratio last",
+            "intervals": f"95 %: delete-one jackknife over seeds and over {FOLDS} folds of the images, Student's t with "
+            f"{self.seeds - 1} degrees of freedom",
             "views": "SimCLR's augmentations, two draws per image from seeded generators, the same for all networks",
             "probes": "logistic regression on pooled, standardised features; penalty chosen on the validation split",
             "versions": f"python {platform.python_version()}, torch {torch.__version__}, torchvision "
             f"{torchvision.__version__}, repsim {__version__}",
         }
 
-    def claim(self, claim: Claim) -> Claim:
-        """Keep a claim's verdict for the overview and return it."""
-        text = json.dumps(claim.to_dict(), indent=1, allow_nan=False)
-        store.write(Path(self.out) / "claims" / f"{claim.id}.json", text + "\n")
-        return claim
 
-
-def drawn(first: grams.Source, second: grams.Source) -> bool:
+def wanted(first: tuple[str, str], second: tuple[str, str]) -> bool:
     """Whether figures or claims ask for this pair of sources: all pairs of clean images, and views of a network's layer."""
     (a, k), (b, l) = first, second
     return "@" not in a + b or b in ("labels", "pixels") or (a.split("@")[0], k) == (b.split("@")[0], l)
+
+
+def by_fold(first: tuple[str, str], second: tuple[str, str]) -> bool:
+    """Whether this pair needs an interval: layers of one name, a network's own grid, and its views."""
+    (a, k), (b, l) = first, second
+    return wanted(first, second) and (k == l or a.split("@")[0] == b.split("@")[0] or "labels" in (a, b))
+
+
+@functools.cache
+def preregistration() -> str:
+    """The commit of docs/preregistration.md; "unknown" outside a checkout."""
+    command = ["git", "log", "-1", "--format=%h", "--", "docs/preregistration.md"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True) if shutil.which("git") else None
+    return done.stdout.strip() or "unknown" if done else "unknown"
 
 
 def known_factors(part: data.ImageSet) -> pd.DataFrame:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from repsim import allocator, augment, data, distributed, losses, models, rng, snapshots, store, taps
+from repsim import allocator, augment, data, distributed, losses, models, snapshots, store, taps
 from repsim.objectives import OBJECTIVES, Objective, Step, tau
 
 CHECKPOINT_SECONDS = 120.0
@@ -232,7 +232,7 @@ class Trainee(nn.Module):
         if objective.companion:
             features = _width(settings, classes, objective)
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(rng.generator(settings.seed, "companion").initial_seed())
+                torch.manual_seed(store.generator(settings.seed, "companion").initial_seed())
                 self.companion = objective.companion(settings, features, classes).to(device)
         if objective.slow:
             self.slow = copy.deepcopy(self.model).requires_grad_(False)
@@ -287,10 +287,10 @@ def _loss(
     objective = OBJECTIVES[settings.objective]
     view, n = augment.VIEWS[objective.views], objective.n_views
     strengths = settings.simclr_views() if objective.views == "simclr" else {}
-    views = [view(images, rng.generator(*key, i), rows=rows, **strengths) for i in range(n)]
+    views = [view(images, store.generator(*key, i), rows=rows, **strengths) for i in range(n)]
     x = torch.cat(views) if n > 1 else views[0]
     if objective.turned:
-        labels = torch.randint(4, labels.shape, generator=rng.generator(*key, "turns")).to(labels.device)
+        labels = torch.randint(4, labels.shape, generator=store.generator(*key, "turns")).to(labels.device)
         x = augment.turn(x, labels[rows].repeat(n))
     x = x.contiguous(memory_format=torch.channels_last)
     targets: tuple[Tensor, ...] = ()
@@ -473,7 +473,7 @@ def _train(
             snapshots.save(final, step, to_half(model.state_dict()), {"settings": dataclasses.asdict(settings)})
         epoch, position = divmod(step, per_epoch)
         if order is None or position == 0:
-            order = torch.randperm(len(train_set), generator=rng.generator(settings.seed, "order", epoch)).to(device)
+            order = torch.randperm(len(train_set), generator=store.generator(settings.seed, "order", epoch)).to(device)
         index = order[position * settings.batch_size : (position + 1) * settings.batch_size]
         batch, key = (train_set.images[index], train_set.labels[index]), (settings.seed, "views", step)
         loss = _loss(network, *batch, settings, key, rows, trainee)
@@ -512,7 +512,7 @@ def _train(
 
 def _shuffled(images: data.ImageSet, seed: int) -> data.ImageSet:
     """The same images with the labels of one another: as many of each class, and nothing to learn from them."""
-    order = torch.randperm(len(images), generator=rng.generator(seed, "random labels", len(images)))
+    order = torch.randperm(len(images), generator=store.generator(seed, "random labels", len(images)))
     return dataclasses.replace(images, labels=images.labels[order.to(images.labels.device)])
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
-from repsim import grams, rng
+from repsim import grams, store
 from repsim.cka import Comparison, cka, compare
 from repsim.models import build, layer_names
 
@@ -580,7 +580,7 @@ def test_two_ranks_equal_one_process_and_none_waits_for_one_that_failed(tmp_path
 
 def test_selected_pairs_make_a_small_file_and_other_pairs_are_refused():
     models = {name: build("resnet18", width=4, seed=i) for i, name in enumerate("ab")}
-    images = torch.randint(0, 256, (48, 3, 16, 16), dtype=torch.uint8, generator=rng.generator("select"))
+    images = torch.randint(0, 256, (48, 3, 16, 16), dtype=torch.uint8, generator=store.generator("select"))
     views = {"v": lambda x, generator: x.float() + torch.randn(x.shape, generator=generator)}
     layers = ["stem", "layer2.0", "pool"]
     whole = compare(models, images, labels=torch.arange(48) % 4, views=views, layers=layers, batch_size=12)

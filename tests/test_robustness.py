@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from repsim import attacks, claims, measures, models, probes, rng
+from repsim import attacks, claims, measures, models, probes, store
 from repsim import robustness as rb
 from repsim.cka import cka
 from repsim.claims import NOT_SUPPORTED, SUPPORTED, UNDECIDED, VIEWS, Claim, Estimate, Evidence, Part
@@ -26,7 +26,7 @@ LABELS = torch.arange(N) % CLASSES
 
 
 def draw(*key, n=N, p=P):
-    return torch.randn(n, p, generator=rng.generator(*key))
+    return torch.randn(n, p, generator=store.generator(*key))
 
 
 def rotation(*key):
@@ -151,7 +151,7 @@ def test_similarity_that_shuffled_images_give_as_well_is_not_held():
     layers = ["layer2.0", "layer3.0"]
     for features, verdict in ((EQUAL, SUPPORTED), (UNRELATED, NOT_SUPPORTED)):
         grams = [{l: features[n][l] @ features[n][l].T for l in layers} for n in ("sl-0", "simclr-1")]
-        null = measures.permutation_null(*grams, permutations=200, generator=rng.generator("test"))
+        null = measures.permutation_null(*grams, permutations=200, generator=store.generator("test"))
         found = rb.beyond_null(claimed, {"sl-0 and simclr-1": null}, layers)
         assert found.verdict == verdict and len(found.parts[-1].estimates) == 2
 
@@ -323,14 +323,14 @@ def test_intervals_of_measured_cells_are_the_jackknifes():
 def test_rank_correlation_is_spearmans_with_ties():
     x = np.round(draw("x", n=24, p=1)[:, 0].numpy(), 1)
     y = np.round(x + 0.5 * draw("y", n=24, p=1)[:, 0].numpy(), 1)
-    estimate, p = rb.rank_correlation("n", x, y, generator=rng.generator("r"))
+    estimate, p = rb.rank_correlation("n", x, y, generator=store.generator("r"))
     reference = spearmanr(x, y, alternative="greater")
     assert estimate.value == pytest.approx(reference.statistic) and estimate.low < estimate.value < estimate.high
     assert p < 0.01 and reference.pvalue < 0.01
-    noise, p = rb.rank_correlation("n", x, draw("z", n=24, p=1)[:, 0].numpy(), generator=rng.generator("r"))
+    noise, p = rb.rank_correlation("n", x, draw("z", n=24, p=1)[:, 0].numpy(), generator=store.generator("r"))
     assert noise.low < 0 < noise.high and 0.02 < p < 0.98
     with pytest.raises(ValueError, match="at least 4, got 3 and 4"):
-        rb.rank_correlation("n", [1, 2, 3], [1, 2, 3, 4], generator=rng.generator("r"))
+        rb.rank_correlation("n", [1, 2, 3], [1, 2, 3, 4], generator=store.generator("r"))
 
 
 # A small study
