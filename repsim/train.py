@@ -162,7 +162,7 @@ def seconds_per_pass(
         for step in range(steps + 1):
             if step == 1:
                 begun = time.monotonic()
-            loss = _loss(trainee.model, part.images, part.labels, settings, (0, "measured", step), trainee=trainee)
+            loss = step_loss(trainee.model, part.images, part.labels, settings, (0, "measured", step), trainee=trainee)
             loss.backward()
             loss.item()  # waits for the device
     return (time.monotonic() - begun) / (steps * len(part) * OBJECTIVES[settings.objective].n_views)
@@ -271,7 +271,7 @@ def _pooled(model: nn.Module, layer: str | None) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def _loss(
+def step_loss(
     network: nn.Module,
     images: Tensor,
     labels: Tensor,
@@ -316,7 +316,7 @@ def validation_loss(trainee: Trainee, images: data.ImageSet, settings: Settings)
     starts = range(0, len(images) - size + 1, size)
     batches = [(images.images[i : i + size], images.labels[i : i + size], i) for i in starts]
     key = (settings.seed, "validation")
-    total = sum(_loss(trainee.model, x, y, settings, (*key, i), trainee=trainee).item() for x, y, i in batches)
+    total = sum(step_loss(trainee.model, x, y, settings, (*key, i), trainee=trainee).item() for x, y, i in batches)
     trainee.train(training)
     return total / len(batches)
 
@@ -476,7 +476,7 @@ def _train(
             order = torch.randperm(len(train_set), generator=store.generator(settings.seed, "order", epoch)).to(device)
         index = order[position * settings.batch_size : (position + 1) * settings.batch_size]
         batch, key = (train_set.images[index], train_set.labels[index]), (settings.seed, "views", step)
-        loss = _loss(network, *batch, settings, key, rows, trainee)
+        loss = step_loss(network, *batch, settings, key, rows, trainee)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if settings.optimizer == "lars":
