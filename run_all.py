@@ -284,8 +284,6 @@ def collect(out: Path, states: dict[Job, str], planned: list[Job]) -> None:
         out / "index.html",
         stale=[job.name for job in shown if job not in fresh],
         claims=verdicts,
-        card=card,
-        summary=report.summarise(verdicts, card, predicted),
     )
 
 
