@@ -9,7 +9,7 @@
     python run_all.py --engine slurm --gpus 1           every notebook as a job of a SLURM cluster
     python run_all.py --publish results/mine            tables and verdicts, copied with their provenance
 
-Leaves OUT/index.html, OUT/claims.json, OUT/predictions.json and OUT/notebooks/. A notebook is run again when its source, the
+Leaves OUT/index.html, OUT/claims.json and OUT/notebooks/. A notebook is run again when its source, the
 repsim module, its parameters, the images, or a notebook it needs has changed, or when a file of its is gone or damaged.
 On CPUs of one kind networks are the same to the last bit for any --jobs and --engine, and in JupyterLab.
 """
@@ -42,19 +42,19 @@ TRAINING = "01_training"
 DIED = "The kernel died (out of memory, or a crash in a native library)."
 # A notebook: what it needs, the files below OUT that it leaves, and objectives that it trains beside the study's own.
 CHAPTERS = {
-    "02_layerwise_comparison": ([TRAINING], ["claims/C1.json", "claims/C2.json", "claims/C3.json"], []),
-    "03_divergence": ([TRAINING], ["claims/C4.json", "claims/C5.json", "claims/C6.json"], []),
+    "02_layerwise_comparison": ([TRAINING], ["claims/C1-C2-C3.json"], []),
+    "03_divergence": ([TRAINING], ["claims/C4-C5-C6.json"], []),
     "04_implicit_objective": ([TRAINING], ["claims/C7.json"], []),
-    "05_is_it_real": ([TRAINING], ["card.json"], []),
+    "05_is_it_real": ([TRAINING], ["claims/attacks.json"], []),
     "00_overview": (["02_layerwise_comparison", "03_divergence", "04_implicit_objective", "05_is_it_real"], [], []),
 }
 # Further chapters: run with --all, or where --only names them. Of an objective with a number only that seed is trained.
 LADDER = ["ce_views", "supcon", "nscl", "byol-0", "barlow-0", "vicreg-0", "rotation-0"]
-TASKS = ["sl_simclr_views", "simclr_sl_middle", "sl_simclr_middle", "simclr_simplex"]
+TASKS = ["simclr_sl_middle", "simclr_sl_top", "sl_simclr_middle"]
 FURTHER = {
-    "06_between_the_objectives": ([TRAINING], ["predictions/06.json"], LADDER),
-    "07_when_it_happens": ([TRAINING], ["predictions/07.json"], []),
-    "08_auxiliary_tasks": ([TRAINING], ["predictions/08.json"], TASKS),
+    "06_between_the_objectives": ([TRAINING], ["claims/06.json"], LADDER),
+    "07_when_it_happens": ([TRAINING], ["claims/07.json"], []),
+    "08_auxiliary_tasks": ([TRAINING], ["claims/08.json"], TASKS),
 }
 
 
@@ -226,23 +226,22 @@ def run(plan: dict[str, Job], at_a_time: int, work: Callable[[Job], str | None])
 
 
 def collect(plan: dict[str, Job], out: Path, fresh: Iterable[str], shown: Iterable[str]) -> None:
-    """claims.json, predictions.json and index.html from what has been executed with these settings, images and sources."""
-    from repsim import robustness, store
+    """claims.json and index.html from what has been executed with these settings, images and sources."""
+    from repsim import store
 
-    left = sorted(file for name in fresh for file in plan[name].leaves if (out / file).exists())
-    claims = [json.loads((out / file).read_text()) for file in left if file.startswith("claims/")]
-    card = robustness.kept_card(out, claims) if "card.json" in left else []
-    claims = robustness.with_card(claims, card)
-    predictions = [
-        row for file in left if file.startswith("predictions/") for row in json.loads((out / file).read_text())
-    ]
-    for name, rows in {"claims": claims, "predictions": predictions}.items():
-        store.write(out / f"{name}.json", json.dumps(rows, indent=1, allow_nan=False) + "\n")
+    kept = {file: json.loads((out / file).read_text()) for name in fresh for file in plan[name].leaves}
+    attacks = kept.pop("claims/attacks.json", [])
+    claims = sorted((row for rows in kept.values() for row in rows), key=lambda row: row["id"])
+    for claim in claims:
+        claim["attacks"] = [row for row in attacks if row["row"] == claim["id"]]
+    store.write(out / "claims.json", json.dumps(claims, indent=1, allow_nan=False) + "\n")
+    for claim in (c for c in claims if c["verdict"] == "not judged"):
+        print(f"{claim['id']} is not judged: {claim['reason']}", flush=True)
     if pages := [plan[name].output(out) for name in sorted(shown)]:
         from repsim import report
 
-        stale, summary = set(shown) - set(fresh), report.summarise(claims, card, predictions)
-        report.write(pages, out / "index.html", stale=stale, claims=claims, card=card, summary=summary)
+        stale, banner = set(shown) - set(fresh), claims[0]["learnt"] if claims else ""
+        report.write(pages, out / "index.html", stale=stale, claims=claims, banner=banner)
 
 
 # The command line

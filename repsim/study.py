@@ -578,27 +578,26 @@ class Study:
     def keep(self, name: str, verdicts: list[dict[str, Any]]) -> None:
         """Write verdicts to OUT/claims/NAME.json, for run_all.py to collect."""
         about = {"basis": self.basis(), "exploratory": self.summary.factors, "preregistration": preregistration()}
+        about["learnt"] = self.learnt()
         text = json.dumps([row | about for row in verdicts], indent=1, allow_nan=False)
         store.write(Path(self.out) / "claims" / f"{name}.json", text + "\n")
 
-    def answer(self, judged: Sequence[Claim]) -> str:
-        """Markdown: whether the networks have learnt, and each claim's effect with its verdict as a badge."""
-        accuracy = self.accuracy()
-        titles = claims.TITLES | {"pixels": "raw pixels"}
+    def learnt(self) -> str:
+        """What linear probes read at the pool of each objective and of the baselines, in one sentence."""
+        accuracy, titles = self.accuracy(), claims.TITLES | {"pixels": "raw pixels"}
         read = ", ".join(f"{titles[o]} {accuracy[o]:.2f}" for o in titles if o in accuracy)
+        return f"Linear probes at the pool read {read}; chance is {1 / len(self.summary.classes):.2f}."
+
+    def answer(self, judged: Sequence[Claim]) -> str:
+        """Markdown: each claim's effect with its verdict, and whether the networks have learnt."""
         lines = [
             f"- {c.sentence} **{c.id}: {c.verdict}.**" + f" {c.reason}." * bool(c.reason and not c.gate) for c in judged
         ]
-        gate = f"\n\n**Not judged:** {self.gate()}." if self.gate() else ""
-        kind = (
-            "\n\n*Exploratory: these images were designed so that the phenomenon shows.*"
-            if self.summary.factors
-            else ""
-        )
-        chance = 1 / len(self.summary.classes)
-        lines.append(
-            f"\n*This run:* {self.basis()}. Linear probes at the pool read {read}; chance is {chance:.2f}.{kind}{gate}"
-        )
+        lines.append(f"\n*This run:* {self.basis()}. {self.learnt()}")
+        if self.summary.factors:
+            lines.append("\n*Exploratory: these images were designed so that the phenomenon shows.*")
+        if self.gate():
+            lines.append(f"\n**Not judged:** {self.gate()}.")
         return "\n".join(lines)
 
     def keep_attacks(self, ticks: pd.DataFrame) -> pd.DataFrame:
@@ -609,8 +608,9 @@ class Study:
 
     def attacks(self) -> pd.DataFrame:
         """What `keep_attacks` kept, or what is published; no rows if there is nothing."""
-        file = Path(self.artefacts) / "attacks.json" if self.artefacts else Path(self.out) / "claims" / "attacks.json"
+        file = Path(self.artefacts) / "claims.json" if self.artefacts else Path(self.out) / "claims" / "attacks.json"
         rows = json.loads(file.read_text()) if file.exists() else []
+        rows = [attack for claim in rows for attack in claim["attacks"]] if self.artefacts else rows
         return pd.DataFrame(rows, columns=["row", "value", "family", "name", "whole"])
 
     def notes(self, ticks: pd.DataFrame) -> dict[str, str]:
@@ -713,7 +713,7 @@ def publish(study: Study, folder: str | Path) -> Path:
             networks |= set(about.get("networks", ()))
             seconds[path.stem.rpartition("-")[0]] = about.get("seconds")
     parts = sorted((folder / "tables").iterdir())
-    for name in ("claims.json", "card.json", "predictions.json"):
+    for name in ("claims.json",):
         (folder / name).unlink(missing_ok=True)
         if (out / name).exists() and json.loads((out / name).read_text()):
             shutil.copyfile(out / name, folder / name)
