@@ -1,64 +1,60 @@
 """Run the study: every notebook with the parameters of a profile, in order, skipping what is up to date.
 
     python run_all.py                                   the quick profile, embedded images, a few minutes on two cores
-    python run_all.py --profile cifar10 -p data ~/cifar10 -p train_images 5000
-    python run_all.py --only 03_divergence              one notebook, and what it needs
-    python run_all.py --all                             the further chapters, 06 to 08, as well
-    python run_all.py --jobs 1                          one notebook at a time
+    python run_all.py --profile gpu -p data ~/images -p train_images 5000 -p recipe.simclr.temperature 0.2
+    python run_all.py --profile results/cifar10-cpu     published results, drawn from their tables; nothing is trained
+    python run_all.py --only 03_divergence              one notebook, and what it needs; --all: the further chapters too
+    python run_all.py --minutes 60                      as many seeds as there is time for; the same command goes on
+    python run_all.py --plain                           the notebooks' scripts, which need no Jupyter; without figures
     python run_all.py --engine slurm --gpus 1           every notebook as a job of a SLURM cluster
-    python run_all.py --list                            what there is and what would run
+    python run_all.py --publish results/mine            tables and verdicts, copied with their provenance
 
-Leaves OUT/index.html, OUT/claims.json, OUT/predictions.json and OUT/notebooks/. A notebook is run again when its source, the
+Leaves OUT/index.html, OUT/claims.json and OUT/notebooks/. A notebook is run again when its source, the
 repsim module, its parameters, the images, or a notebook it needs has changed, or when a file of its is gone or damaged.
-On CPUs of one kind the results are the same to the last bit for any --jobs and --engine: only --threads changes them.
+On CPUs of one kind networks are the same to the last bit for any --jobs and --engine, and in JupyterLab.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
+import dataclasses
+import graphlib
 import hashlib
 import json
-import multiprocessing
 import os
+import re
 import signal
+import subprocess
 import sys
 import tempfile
-import threading
 import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-import nbformat
-import papermill
-import torch
-from doit.cmd_base import ModuleTaskLoader
-from doit.doit_cmd import DoitMain
-from papermill.engines import NBClientEngine, papermill_engines
-
-from repsim import data, publish, report, robustness, store, study
-from repsim.study import Study
-
-if TYPE_CHECKING:
-    from repsim.cluster import Jobs  # needs submitit, which only --engine slurm does
-
-ROOT = Path(__file__).resolve().parent
+ROOT = (
+    Path(__file__).resolve().parent
+)  # torch, papermill and repsim, which take seconds, are imported where they are needed
 NOTEBOOKS = ROOT / "notebooks"
 TRAINING = "01_training"
-# A notebook, what it needs, and the files below OUT that it leaves.
+DIED = "The kernel died (out of memory, or a crash in a native library)."
+# A notebook: what it needs, the files below OUT that it leaves, and objectives that it trains beside the study's own.
 CHAPTERS = {
-    "02_layerwise_comparison": ([TRAINING], ["claims/C1.json", "claims/C2.json", "claims/C3.json"]),
-    "03_divergence": ([TRAINING], ["claims/C4.json", "claims/C5.json", "claims/C6.json"]),
-    "04_implicit_objective": ([TRAINING], ["claims/C7.json"]),
-    "05_is_it_real": ([TRAINING], ["card.json"]),
-    "00_overview": (["02_layerwise_comparison", "03_divergence", "04_implicit_objective", "05_is_it_real"], []),
+    "02_layerwise_comparison": ([TRAINING], ["claims/C1-C2-C3.json"], []),
+    "03_divergence": ([TRAINING], ["claims/C4-C5-C6.json"], []),
+    "04_implicit_objective": ([TRAINING], ["claims/C7.json"], []),
+    "05_is_it_real": ([TRAINING], ["claims/attacks.json"], []),
+    "00_overview": (["02_layerwise_comparison", "03_divergence", "04_implicit_objective", "05_is_it_real"], [], []),
 }
-# The same of further chapters, which train networks of their own: run with --all, or where --only names them.
+# Further chapters: run with --all, or where --only names them. Of an objective with a number only that seed is trained.
+LADDER = ["ce_views", "supcon", "nscl", "byol-0", "barlow-0", "vicreg-0", "rotation-0"]
+TASKS = ["simclr_sl_middle", "simclr_sl_top", "sl_simclr_middle"]
 FURTHER = {
-    "06_between_the_objectives": ([TRAINING], ["predictions/06.json"]),
-    "07_when_it_happens": ([TRAINING], ["predictions/07.json"]),
-    "08_auxiliary_tasks": ([TRAINING], ["predictions/08.json"]),
+    "06_between_the_objectives": ([TRAINING], ["claims/06.json"], LADDER),
+    "07_when_it_happens": ([TRAINING], ["claims/07.json"], []),
+    "08_auxiliary_tasks": ([TRAINING], ["claims/08.json"], TASKS),
 }
 
 
@@ -66,397 +62,343 @@ FURTHER = {
 class Job:
     """One execution of a notebook."""
 
-    name: str  # of the task and of the output: "01_training-sl-0", "02_layerwise_comparison"
+    name: str  # of the job and of the output: "01_training-sl-0", "02_layerwise_comparison"
     source: Path
-    parameters: dict
-    needs: tuple[str, ...]
+    parameters: dict[str, Any]
+    needs: tuple[str, ...] = ()
     leaves: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
 
     def output(self, out: Path) -> Path:
         return out / "notebooks" / f"{self.name}.ipynb"
 
 
-def jobs(parameters: dict, further: bool = False) -> list[Job]:
-    """All executions of the study, each after what it needs; with the further chapters, if wanted."""
-    training = [
-        Job(f"{TRAINING}-{name}", NOTEBOOKS / f"{TRAINING}.ipynb", {**parameters, "network": name}, ())
-        for name in Study(**parameters).names
-        if not name.startswith("untrained")
-    ]
-    drawn = bool(parameters.get("artefacts"))  # from published tables, which need no network
-    names = {TRAINING: () if drawn else tuple(job.name for job in training)}
-    chapters = []
-    for chapter, (needs, leaves) in (CHAPTERS | (FURTHER if further else {})).items():
-        needed = tuple(name for need in needs for name in names.get(need, (need,)))
-        chapters.append(Job(chapter, NOTEBOOKS / f"{chapter}.ipynb", parameters, needed, tuple(leaves)))
-    return training + chapters
+def jobs(study: Any, parameters: dict[str, Any]) -> dict[str, Job]:
+    """All executions of the study by name, the further chapters too, each after what it needs."""
+    trained = () if study.artefacts else tuple(name for name in study.names if not name.startswith("untrained-"))
+    source = NOTEBOOKS / f"{TRAINING}.ipynb"
+    plan = [Job(f"{TRAINING}-{n}", source, {**parameters, "network": n}, networks=(n,)) for n in trained]
+    each = tuple(job.name for job in plan)
+    plan.append(Job(TRAINING, source, parameters, each, networks=trained))
+    for chapter, (needs, leaves, objectives) in (CHAPTERS | FURTHER).items():
+        needed = tuple(name for need in needs for name in (each if need == TRAINING else [need]))
+        more = [o if o[-1].isdigit() else f"{o}-{seed}" for o in objectives for seed in range(study.seeds)]
+        networks = () if study.artefacts else (*trained, *more)
+        plan.append(Job(chapter, NOTEBOOKS / f"{chapter}.ipynb", parameters, needed, tuple(leaves), networks))
+    return {job.name: job for job in plan}
 
 
-# What a job depends on, as one hash that the executed notebook carries
+# What an execution depends on, as one hash that the executed notebook carries
 
 
-def inputs(job: Job, by_name: dict[str, Job], images: str) -> str:
-    code = [cell.source for cell in nbformat.read(job.source, as_version=4).cells]
-    module = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((ROOT / "repsim").glob("*.py"))]
-    needed = [inputs(by_name[name], by_name, images) for name in job.needs]
-    return store.digest([code, module, job.parameters, images, needed], length=32)
+def digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def is_folder(source: object) -> bool:
-    """Whether a study's images are a folder, rather than a set that has a name."""
-    named = isinstance(source, str) and source.lower() in ("shapes", *data.TORCHVISION)
-    return isinstance(source, str) and not named and Path(source).expanduser().is_dir()
+def contents(folder: Path, *patterns: str) -> list[tuple[Path, str]]:
+    """Files with hashes of what they hold, in alphabetical order."""
+    paths = sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
+    return [(path, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths]
 
 
-def folder_state(folder: object) -> str:
-    """Names, sizes and times of all files of an image folder; empty for images that have a name."""
-    if not is_folder(folder):
-        return ""
-    files = ((path, path.stat()) for path in sorted(Path(folder).expanduser().rglob("*")) if path.is_file())
-    return store.digest([(str(path), status.st_size, status.st_mtime_ns) for path, status in files])
+def image_files(folder: str) -> list[tuple[Path, int, int]]:
+    """Files of an image folder with their sizes and times; none if `folder` is the name of an image set."""
+    paths = sorted(Path(folder).rglob("*")) if os.path.isdir(folder) else []
+    return [(path, status.st_size, status.st_mtime_ns) for path in paths if (status := path.stat()) and path.is_file()]
 
 
-def left(job: Job, out: Path, notebook: dict) -> str:
-    """What an execution left, as one hash: the executed notebook and its files."""
-    files = [path.read_text() if (path := out / name).exists() else None for name in job.leaves]
-    return hashlib.sha256(json.dumps([notebook, files], sort_keys=True).encode()).hexdigest()
+def states(plan: dict[str, Job], study: Any) -> dict[str, str]:
+    """Of each job a hash of all that it depends on."""
+    published = contents(Path(study.artefacts), "provenance.json") if study.artefacts else []
+    everywhere = [contents(ROOT / "repsim", "*.py"), dataclasses.asdict(study), image_files(study.data), published]
+    result: dict[str, str] = {}
+    for job in plan.values():
+        code = ["".join(cell["source"]) for cell in json.loads(job.source.read_text())["cells"]]
+        result[job.name] = digest([everywhere, code, job.parameters, [result[name] for name in job.needs]])
+    return result
+
+
+def outcome(job: Job, out: Path, notebook: dict[str, Any]) -> str:
+    """A hash of the executed notebook and of the files that it left."""
+    return digest([notebook, contents(out, *job.leaves)])
 
 
 def up_to_date(job: Job, out: Path, state: str) -> bool:
     """Whether the executed notebook carries this state, and it and the files that it left are as they were left."""
     try:
         notebook = json.loads(job.output(out).read_text())
-        whole = notebook["metadata"].pop("repsim_left") == left(job, out, notebook)
+        whole = notebook["metadata"].pop("repsim_left") == outcome(job, out, notebook)
         return whole and notebook["metadata"]["repsim_inputs"] == state
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
+def seen(out: str, profile: str, images: str) -> str:
+    """A hash of all that a run reads and leaves, but for networks and tables: an equal one says that nothing has changed."""
+    read = [*contents(ROOT, "run_all.py", "repsim/*.*", "results/*/provenance.json"), *contents(NOTEBOOKS, "*")]
+    left = contents(Path(out), "*.json", "index.html", "notebooks/*", "claims/*.json", "predictions/*.json")
+    return digest([read, contents(Path(profile).parent, Path(profile).name), image_files(images), left])
+
+
 # Execution
 
 
-class Reporter(NBClientEngine):
-    """papermill's own engine, telling on the terminal which cell runs, and how far the training in it is."""
-
-    @classmethod
-    def execute_managed_notebook(cls, nb_man, kernel_name, *, status, **options):
-        total = sum(cell.cell_type == "code" for cell in nb_man.nb.cells)
-        start = nb_man.cell_start
-
-        def cell_start(cell, cell_index=None, **kwargs):
-            if cell.cell_type == "code":
-                done = sum(c.cell_type == "code" for c in nb_man.nb.cells[:cell_index])
-                status.cell(done + 1, total)
-            return start(cell, cell_index=cell_index, **kwargs)
-
-        nb_man.cell_start = cell_start
-        quiet = ["--IPKernelApp.log_level=CRITICAL"]  # the terminal is for the status
-        return super().execute_managed_notebook(
-            nb_man, kernel_name, **options | {"stderr_file": status, "extra_arguments": quiet}
-        )
-
-
-papermill_engines.register("reporter", Reporter)
-
-
-class Status:
-    """One line per notebook: rewritten in place on a terminal, else printed when it starts, every ten seconds, and ends."""
-
-    def __init__(self, name: str, expected: float | None, live: bool):
-        self.name, self.live, self.begun, self.printed = name, live, time.monotonic(), 0.0
-        self.expected = f" of about {expected:.0f} s" if expected else ""
-        self.where, self.detail = "starting", ""
-        self.show()
-
-    def cell(self, number: int, total: int) -> None:
-        self.where, self.detail = f"cell {number}/{total}", ""
-        self.show(force=False)
-
-    def write(self, text: str) -> None:  # the kernel's stderr: the last state of a progress bar
-        lines = [line for line in text.replace("\n", "\r").split("\r") if line.strip()]
-        if lines:
-            self.detail = lines[-1].strip()
-            self.show(force=False)
-
-    def flush(self) -> None: ...
-
-    def show(self, force: bool = True, end: str = "") -> None:
-        now = time.monotonic()
-        if not force and now - self.printed < (0.2 if self.live else 10):
-            return
-        self.printed = now
-        line = f"{self.name:32} {self.where:12} {now - self.begun:4.0f} s{self.expected}  {self.detail}".rstrip()
-        if self.live:
-            print(f"\r\x1b[K{line[: os.get_terminal_size().columns - 1]}", end=end, flush=True)
-        else:
-            print(line, flush=True)
-
-    def finish(self, state: str) -> None:
-        self.where, self.detail, self.expected = state, "", ""
-        self.show(end="\n")
-
-
-def execute(job: Job, out: Path, state: str, live: bool = False) -> str | None:
+def execute(job: Job, out: Path, state: str) -> str | None:
     """Execute one notebook; why it failed, if it did. Its output replaces the old one only when it is whole."""
-    output = job.output(out)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    status = Status(job.name, duration(output), live)
+    import nbformat
+    import papermill
+
+    from repsim import store
+
+    options = {"kernel_name": "python3", "cwd": NOTEBOOKS, "progress_bar": False}
+    options["extra_arguments"] = ["--IPKernelApp.log_level=CRITICAL"]  # the terminal is for what this program says
+    failure = None
     with tempfile.TemporaryDirectory() as scratch:
-        executed = Path(scratch) / output.name
+        executed = Path(scratch) / job.source.name
         for starts_left in (2, 1, 0):
             try:
-                papermill.execute_notebook(
-                    job.source,
-                    executed,
-                    job.parameters,
-                    engine_name="reporter",
-                    kernel_name="python3",
-                    cwd=NOTEBOOKS,
-                    progress_bar=False,
-                    status=status,
-                )
-                failure = None
+                papermill.execute_notebook(job.source, executed, job.parameters, **options)
                 break
             except papermill.PapermillExecutionError as error:
-                failure = error
+                failure = f"{error.ename}: {error.evalue}\n  in cell {error.exec_count} of {job.output(out)}"
                 break
-            except RuntimeError as error:
-                if starts_left and "before replying" in str(error):
-                    continue  # two kernels that start at once may choose the same port, and one dies of it
-                status.finish("failed")
-                return f"{job.name}: {error}, as one does that is out of memory; {output} is as it was"
+            except RuntimeError as error:  # two kernels that start at once may choose the same port, and one dies of it
+                if not starts_left or "before replying" not in str(error):
+                    return DIED if "died" in str(error) else str(error)
         notebook = nbformat.read(executed, as_version=4)
     for cell in notebook.cells:  # progress bars are for the terminal
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" or "\r" not in o.text]
     if failure is None:
         notebook.metadata["repsim_inputs"] = state
-        notebook.metadata["repsim_left"] = left(job, out, json.loads(nbformat.writes(notebook)))
-    store.write(output, nbformat.writes(notebook) + "\n")
-    status.finish("failed" if failure else "done")
-    return failure and f"{failure.ename}: {failure.evalue}\n  in cell {failure.exec_count} of {output}"
+        notebook.metadata["repsim_left"] = outcome(job, out, json.loads(nbformat.writes(notebook)))
+    store.write(job.output(out), nbformat.writes(notebook) + "\n")
+    return failure
 
 
-@functools.cache
-def end_with_parent() -> None:
-    """Where doit runs notebooks in processes of its own: end this one, and with it its kernel, when run_all.py is killed.
+def execute_plainly(job: Job, out: Path, state: str) -> str | None:
+    """Execute a notebook's script with this job's parameters in the place of its own; what it prints is kept."""
+    from repsim import store
 
-    It would wait for the next notebook for ever."""
-    if parent := multiprocessing.parent_process():
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    text = job.source.with_suffix(".py").read_text()
+    for name, value in job.parameters.items():
+        text = re.sub(rf"^{name} = .*$", lambda _, line=f"{name} = {value!r}": line, text, count=1, flags=re.M)
+    done = subprocess.run([sys.executable, "-"], input=text, cwd=NOTEBOOKS, capture_output=True, text=True)
+    store.write(out / "notebooks" / f"{job.name}.txt", done.stdout)
+    if done.returncode < 0:
+        return DIED.replace("kernel", "process")
+    return done.stderr.strip().rpartition("\n")[2] if done.returncode else None
 
 
-def attempt(job: Job, out: Path, state: str, live: bool, cluster: Jobs | None) -> bool:
-    """Execute one notebook, here or as a job of the cluster; whether it succeeded."""
-    end_with_parent()
+def run(plan: dict[str, Job], at_a_time: int, work: Callable[[Job], str | None]) -> list[str]:
+    """Execute jobs, each after those that it needs, several at a time; the names of those that succeeded.
+
+    What needs a job that failed is not executed.
+    """
+    order = graphlib.TopologicalSorter({name: set(job.needs) & set(plan) for name, job in plan.items()})
+    order.prepare()
+    done, reasons, running = [], set(), {}
+
+    def attempt(name: str) -> str | None:
+        begun = time.monotonic()
+        print(f"{name:32} starts", flush=True)
+        try:
+            failure = work(plan[name])
+        except Exception as error:
+            failure = f"{type(error).__name__}: {error}"
+        print(f"{name:32} {'failed' if failure else 'done'} {time.monotonic() - begun:6.0f} s", flush=True)
+        return failure
+
+    pool = ThreadPoolExecutor(at_a_time)
     try:
-        failure = cluster.call(job.name, execute, job, out, state) if cluster else execute(job, out, state, live)
-    except Exception as error:  # of which doit would say nothing
-        failure = f"{job.name}: {type(error).__name__}: {error}"
-    if failure:
-        print(f"  {failure}", file=sys.stderr)
-    return failure is None
+        while running := running | {pool.submit(attempt, name): name for name in order.get_ready()}:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name, failure = running.pop(future), future.result()
+                if failure:
+                    print(f"  {name}: {'the same' if failure in reasons else failure}", file=sys.stderr, flush=True)
+                    reasons.add(failure)
+                else:
+                    order.done(name)
+                    done.append(name)
+        return done
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
-def duration(executed: Path) -> float | None:
-    """How long the notebook took when it was last executed there."""
-    try:
-        return json.loads(executed.read_text())["metadata"]["papermill"]["duration"]
-    except (OSError, ValueError, KeyError):
-        return None
+def collect(plan: dict[str, Job], out: Path, fresh: Iterable[str], shown: Iterable[str]) -> None:
+    """claims.json and index.html from what has been executed with these settings, images and sources."""
+    from repsim import store
+
+    kept = {file: json.loads((out / file).read_text()) for name in fresh for file in plan[name].leaves}
+    attacks = kept.pop("claims/attacks.json", [])
+    claims = sorted((row for rows in kept.values() for row in rows), key=lambda row: row["id"])
+    for claim in claims:
+        claim["attacks"] = [row for row in attacks if row["row"] == claim["id"]]
+    store.write(out / "claims.json", json.dumps(claims, indent=1, allow_nan=False) + "\n")
+    for claim in (c for c in claims if c["verdict"] == "not judged"):
+        print(f"{claim['id']} is not judged: {claim['reason']}", flush=True)
+    if pages := [plan[name].output(out) for name in sorted(shown)]:
+        from repsim import report
+
+        stale, banner = set(shown) - set(fresh), claims[0]["learnt"] if claims else ""
+        report.write(pages, out / "index.html", stale=stale, claims=claims, banner=banner)
 
 
-def collect(out: Path, states: dict[Job, str], planned: list[Job]) -> None:
-    """claims.json, predictions.json and index.html from what has been executed with these settings, images and sources."""
-    fresh = [job for job, state in states.items() if up_to_date(job, out, state)]
-    left = sorted(file for job in fresh for file in job.leaves)
-    verdicts = [json.loads((out / file).read_text()) for file in left if file.startswith("claims/")]
-    card = robustness.kept_card(out, verdicts) if "card.json" in left else []
-    verdicts = robustness.with_card(verdicts, card)
-    store.write(out / "claims.json", json.dumps(verdicts, indent=1, allow_nan=False) + "\n")
-    predicted = [
-        row for file in left if file.startswith("predictions/") for row in json.loads((out / file).read_text())
-    ]
-    store.write(out / "predictions.json", json.dumps(predicted, indent=1, allow_nan=False) + "\n")
-    shown = sorted((job for job in states if job in planned or job.output(out).exists()), key=lambda job: job.name)
-    report.write(
-        [job.output(out) for job in shown],
-        out / "index.html",
-        stale=[job.name for job in shown if job not in fresh],
-        claims=verdicts,
-        card=card,
-        summary=report.summarise(verdicts, card, predicted),
-    )
-
-
-def drawn_from(artefacts: Path, parameters: dict) -> dict:
-    """The parameters with these published artefacts, found whole. Raises ValueError if they are of other settings."""
-    for name, value in publish.check(artefacts)["parameters"].items():
-        if name in parameters and parameters[name] != value:
-            raise ValueError(f"{name}: {parameters[name]!r} is asked for, but {artefacts} was made with {value!r}")
-    return parameters | {"artefacts": str(artefacts)}
-
-
-def alongside(parameters: dict, threads: int) -> int:
-    """How many notebooks run at a time: one where they share a GPU, else as many as have cores, at most 4 for their memory."""
-    if torch.cuda.is_available() and parameters.get("device", "auto") != "cpu":
-        return 1
-    return max(1, min(4, (os.cpu_count() or 1) // threads))
+# The command line
 
 
 def environment(threads: int) -> dict[str, str]:
-    """What decides how a notebook's kernel computes, beside its parameters."""
+    """What decides how a notebook's process computes, beside its parameters."""
     libraries = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    return dict.fromkeys(libraries, str(threads)) | {"OMP_WAIT_POLICY": "PASSIVE"}  # notebooks may share the cores
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    shared = {"OMP_WAIT_POLICY": "PASSIVE", "REPSIM_BATCH": "1", "PYTHONPATH": path}  # others use the cores too
+    return dict.fromkeys(libraries, str(threads)) | shared
 
 
-def cluster(options: argparse.Namespace) -> Jobs | None:
+def cluster(options: argparse.Namespace, out: Path, threads: int) -> Any:
     """Where --engine slurm submits to; None for local processes."""
-    given = {name: getattr(options, name) for name in ("partition", "gpus", "time", "memory")}
+    asked = {name: getattr(options, name) for name in ("partition", "gpus", "time", "memory")}
     if options.engine == "local":
-        for name, value in given.items():
-            if value is not None:
-                raise ValueError(f"--{name} {value}: only with --engine slurm")
+        for name in asked:
+            if asked[name] is not None:
+                raise ValueError(f"--{name} {asked[name]}: only with --engine slurm")
         return None
     try:
         from repsim import cluster
     except ImportError as error:
         raise ValueError(f'--engine slurm: {error}; pip install -e ".[cluster]"') from error
-    variables = environment(options.threads) | {"PYTHONPATH": str(ROOT)}
-    return cluster.Jobs(cluster.slurm(options.out / "slurm", variables, cpus=options.threads, **given))
+    return cluster.Jobs(cluster.slurm(out / "slurm", environment(threads), cpus=threads, **asked))
 
 
-def arguments(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", default="quick", metavar="NAME|FILE", help="profiles/NAME.yaml or a YAML file")
-    parser.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="set", help="a parameter"
+def arguments(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    add = parser.add_argument
+    add(
+        "--profile",
+        default="quick",
+        metavar="NAME|FILE|DIR",
+        help="profiles/NAME.yaml, a YAML file, or published results",
     )
-    parser.add_argument("--only", metavar="NOTEBOOK", help="run this notebook and what it needs")
-    parser.add_argument("--all", action="store_true", help=f"the further chapters as well: {', '.join(FURTHER)}")
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        metavar="N",
-        help="notebooks at a time; if not given 1 on a GPU, else up to 4 that have cores",
+    add(
+        "-p",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        dest="changes",
+        help="a field of the study",
     )
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=os.environ.get("OMP_NUM_THREADS", "1"),
-        metavar="N",
-        help="CPU threads of a notebook; $OMP_NUM_THREADS, or 1, if not given",
-    )
-    parser.add_argument("--force", action="store_true", help="run what is up to date as well (networks are kept)")
-    parser.add_argument("--list", action="store_true", help="say what there is and what would run, and stop")
-    parser.add_argument(
-        "--artefacts", type=Path, metavar="DIR", help="draw published tables, such as results/NAME; train nothing"
-    )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where results go; runs/PROFILE if not given")
-    parser.add_argument("--engine", choices=["local", "slurm"], default="local", help="where notebooks are executed")
-    slurm = parser.add_argument_group("with --engine slurm, for each notebook")
-    slurm.add_argument("--partition", metavar="NAME", help="the cluster's default if not given")
-    slurm.add_argument("--gpus", type=int, metavar="N", help="none if not given")
-    slurm.add_argument("--time", type=int, metavar="MINUTES", help="240 if not given; what is stopped by it goes on")
-    slurm.add_argument("--memory", type=int, metavar="GB", help="the cluster's default if not given")
+    add("--only", metavar="NOTEBOOK", help="run this notebook and what it needs")
+    add("--all", action="store_true", help=f"the further chapters as well: {', '.join(FURTHER)}")
+    add("--jobs", type=int, metavar="N", help="at a time; if not given 1 on a GPU, else up to 4 that have cores")
+    add("--minutes", type=float, metavar="N", help="train as many seeds as there is time for, and draw those")
+    add("--force", action="store_true", help="run what is up to date as well (networks are kept)")
+    add("--list", action="store_true", help="say what there is and what would run, and stop")
+    add("--plain", action="store_true", help="run the notebooks' scripts, which need no Jupyter; figures are left out")
+    add("--publish", type=Path, metavar="DIR", help="when all is done, copy tables and verdicts there")
+    add("--out", type=Path, metavar="DIR", help="where results go; runs/PROFILE if not given")
+    add("--engine", choices=["local", "slurm"], default="local", help="where notebooks are executed")
+    add("--partition", metavar="NAME", help="of SLURM; the cluster's default if not given")
+    add("--gpus", type=int, metavar="N", help="of SLURM, for a notebook; none if not given")
+    add("--time", type=int, metavar="MINUTES", help="of SLURM, for a notebook, 240 if not given; what it stops goes on")
+    add("--memory", type=int, metavar="GB", help="of SLURM, for a notebook; the cluster's default if not given")
     options = parser.parse_args(argv)
-    try:
-        parameters = study.parameters(options.profile, options.set)
-        out = options.out or ROOT / "runs" / Path(options.profile).stem
-        options.out = out.expanduser().resolve()
-        parameters = {"artefacts": None} | parameters | {"out": str(options.out)}
-        if options.artefacts:
-            parameters = drawn_from(options.artefacts.expanduser().resolve(), parameters)
-        if parameters.get("artefacts"):  # kernels run elsewhere
-            parameters["artefacts"] = str(Path(parameters["artefacts"]).expanduser().resolve())
-        if is_folder(parameters.get("data")):
-            parameters["data"] = str(Path(parameters["data"]).expanduser().resolve())
-        options.all = options.all or options.only in FURTHER
-        planned = jobs(parameters, options.all)
-        for name in ("jobs", "threads", "gpus", "time", "memory"):
-            if getattr(options, name) is not None and getattr(options, name) < 1:
-                raise ValueError(f"--{name}: expected a positive number, got {getattr(options, name)}")
-        if options.only and not any(options.only in (j.name, j.source.stem) for j in planned):
-            names = [job.name for job in jobs(parameters, further=True)]
-            raise ValueError(f"--only: expected one of {', '.join(names)}, got {options.only!r}")
-        for job in planned:
-            unknown = set(job.parameters) - set(papermill.inspect_notebook(job.source))
-            if unknown:
-                raise ValueError(f"{job.source.name}: does not take {', '.join(sorted(unknown))}")
-        options.cluster = cluster(options)
-    except ValueError as error:
-        parser.error(str(error))
-    return options, parameters
+    for name in ("jobs", "minutes", "gpus", "time", "memory"):
+        if getattr(options, name) is not None and getattr(options, name) <= 0:
+            parser.error(f"--{name}: expected a positive number, got {getattr(options, name)}")
+    for name in ("out", "publish"):
+        setattr(options, name, getattr(options, name) and getattr(options, name).expanduser().resolve())
+    if (path := Path(options.profile).expanduser()).exists() and path.name != options.profile:
+        options.profile = str(path.resolve())  # as the shell means it
+    return options
+
+
+def opened(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """The study, and the parameters of its notebooks."""
+    from repsim.study import Study, read_changes
+
+    changes = read_changes(options.changes) | ({"out": str(options.out)} if options.out else {})
+    if isinstance(changes.get("data"), str) and Path(changes["data"]).expanduser().is_dir():
+        changes["data"] = str(Path(changes["data"]).expanduser().resolve())
+    return Study.open(options.profile, **changes), {"profile": options.profile, "changes": changes}
 
 
 def main(argv: list[str] | None = None) -> int:
-    options, parameters = arguments(argv)
-    out, every = options.out, jobs(parameters, further=True)
-    planned = [job for job in every if options.all or job.name not in FURTHER]
-    by_name = {job.name: job for job in every}
-    published = json.dumps(study.publication(parameters["artefacts"])) if parameters.get("artefacts") else ""
-    images = folder_state(parameters.get("data")) + published
-    states = {job: inputs(job, by_name, images) for job in every}
-    current = {job.name: not options.force and up_to_date(job, out, states[job]) for job in planned}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = arguments(parser, argv)
+    record = (options.out or ROOT / "runs") / f".seen-{digest(vars(options))[:16]}.json"
+    if record.exists() and not (options.force or options.list or options.plain or options.publish):
+        kept = json.loads(record.read_text())
+        if kept["seen"] == seen(*kept["of"]):
+            print(f"0 to run, {kept['jobs']} up to date; read {kept['of'][0]}/index.html")
+            return 0
+    try:
+        study, parameters = opened(options)
+        plan, out = jobs(study, parameters), Path(study.out)
+        chosen = {name for name, job in plan.items() if options.only in (None, name, job.source.stem)}
+        if not chosen:
+            raise ValueError(f"--only: expected one of {', '.join(plan)}, got {options.only!r}")
+        submit = cluster(options, out, study.threads)
+    except ValueError as error:
+        parser.error(str(error))
+    chosen -= set() if options.all or options.only else set(FURTHER)
+    for name in reversed(plan):
+        chosen |= set(plan[name].needs) if name in chosen else set()
+    state = states(plan, study)
+    current = {n for n in plan if not (options.force or options.plain) and up_to_date(plan[n], out, state[n])}
+    todo = {name: job for name, job in plan.items() if name in chosen - current}
     if options.list:
-        for job in planned:
-            print(f"{job.name:32} {'up to date' if current[job.name] else 'to run'}")
-        for chapter in [] if options.all else FURTHER:
-            print(f"{chapter:32} with --all")
+        for name in plan:
+            unasked = "with --all" if name in FURTHER and not options.all else "to run"
+            print(f"{name:32} {'up to date' if name in current else unasked}")
         return 0
-
-    if str(parameters.get("data")).lower() in data.TORCHVISION and not published and not all(current.values()):
-        try:
-            _ = Study(**parameters).images  # fetched once, here: nodes of a cluster may have no network
-        except RuntimeError as error:
-            print(f"run_all.py: error: {error}", file=sys.stderr)
-            return 1
-    at_a_time = options.jobs or (len(planned) if options.cluster else alongside(parameters, options.threads))
-    live = sys.stdout.isatty() and at_a_time == 1 and not options.cluster
-    os.environ |= environment(options.threads)
-    print(f"{options.threads} CPU threads a notebook; another number would give other last bits", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    os.environ |= environment(study.threads)
+    most = 1 if study.torch_device.type != "cpu" else min(4, (os.cpu_count() or 1) // study.threads)
+    at_a_time = len(plan) if submit else options.jobs or max(1, most)
+    try:
+        networks = list(dict.fromkeys(name for job in todo.values() for name in job.networks))
+        if networks:
+            _ = study.images  # looked at once, and fetched: the nodes of a cluster may have no network
+        if networks and not submit:
+            study.train_missing(networks, processes=at_a_time, minutes=options.minutes and 0.75 * options.minutes)
+        if options.minutes and (missing := study.missing(networks)):
+            whole = min(int(name.rpartition("-")[2]) for name in missing)
+            if whole == 0:
+                raise RuntimeError(f"{', '.join(missing)}: there was no time for these; the same command goes on")
+            return main([*(sys.argv[1:] if argv is None else argv), "-p", "seeds", str(whole)])
+        work = execute_plainly if options.plain else execute
+        print(f"{len(todo)} notebooks to run, {len(chosen & current)} up to date", flush=True)
+        if submit:
+            done = run(todo, at_a_time, lambda job: submit.call(job.name, work, job, out, state[job.name]))
+        else:
+            done = run(todo, at_a_time, lambda job: work(job, out, state[job.name]))
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"run_all.py: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; what is whole is kept, and the same command goes on", file=sys.stderr, flush=True)
+        if submit:
+            submit.cancel()
+        os._exit(130)  # kernels end with this process
+    shown = [
+        n for n, job in plan.items() if "network" not in job.parameters and (n in chosen or job.output(out).exists())
+    ]
+    collect(
+        plan, out, {*done, *current}, [] if options.plain else shown
+    )  # always: a run may have been killed just before
+    print(f"{len(done)} of {len(todo)} run, {len(chosen & current)} up to date; read {out / 'index.html'}")
+    if len(done) < len(todo):
+        return 1
 
-    def task_notebook():
-        for job in planned:
-            yield {
-                "name": job.name,
-                "actions": [(attempt, [job, out, states[job], live, options.cluster])],
-                "io": {"capture": False},
-                "task_dep": [f"notebook:{name}" for name in job.needs],
-                "uptodate": [current[job.name]],
-                "title": lambda task: task.name,
-            }
+    from repsim import store
+    from repsim import study as studies
 
-    selected = ["notebook"]
-    if options.only:
-        selected = [f"notebook:{j.name}" for j in planned if options.only in (j.name, j.source.stem)]
-    with (
-        tempfile.TemporaryDirectory() as scratch
-    ):  # what is up to date is read from the outputs, not from doit's records
-        tasks = {
-            "task_notebook": task_notebook,
-            "DOIT_CONFIG": {
-                "dep_file": f"{scratch}/doit",
-                "backend": "json",
-                "reporter": "zero",
-                "verbosity": 2,
-                "continue": True,
-                "num_process": at_a_time if at_a_time > 1 else 0,
-                "par_type": "thread" if options.cluster else "process",  # threads only wait
-            },
-        }
-        try:
-            code = DoitMain(ModuleTaskLoader(tasks)).run(["run", *selected])
-        except KeyboardInterrupt:
-            if options.cluster:
-                options.cluster.cancel()
-            print("stopped; what is whole is kept, and the same command goes on", file=sys.stderr)
-            return 130
-    skipped = sum(current.values())
-    collect(out, states, planned)  # always: a run may have been killed just before
-    print(f"{len(planned) - skipped} to run, {skipped} up to date; read {out / 'index.html'}")
-    return code
+    if options.publish:
+        print(studies.publish(study, options.publish))
+    source = studies.located(options.profile)
+    of = [str(out), str(source / "provenance.json" if study.artefacts else source), study.data]
+    store.write(record, json.dumps({"of": of, "jobs": len(chosen), "seen": seen(*of)}))
+    return 0
 
 
 if __name__ == "__main__":

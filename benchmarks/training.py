@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from repsim import augment, data, losses, models, rng, taps, train
+from repsim import augment, data, losses, models, store, taps, train
 
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # an epoch: network inputs of all views, labels
 SCALE = {"mean": [0.5] * 3, "std": [0.25] * 3}  # of repsim.data.as_input
@@ -105,7 +105,7 @@ def batches(images: data.ImageSet, objective: str, args: argparse.Namespace) -> 
         ],
     }[objective]
     ours = augment.VIEWS[train.OBJECTIVES[objective].views]
-    ways = {"ceiling": ready, "repsim": batched(lambda x, i: ours(x, rng.generator("views", i)))}
+    ways = {"ceiling": ready, "repsim": batched(lambda x, i: ours(x, store.generator("views", i)))}
     if find_spec("kornia"):
         import kornia.augmentation as K
 

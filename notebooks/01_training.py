@@ -9,197 +9,160 @@
 # %% [markdown]
 # # How does a network learn without labels?
 #
-# One ResNet is trained twice on the same images: once with labels (**SL**, cross-entropy), once without (**SimCLR**, which
-# asks the network to recognise two random views of one image among the views of all others). This notebook trains *one*
-# network, chosen by its parameter `network`, and shows what it saw, what it minimised and what came out.
-#
-# Next: [02 Layerwise comparison](02_layerwise_comparison.ipynb) · Overview: [00](00_overview.ipynb)
+# Supervised learning (SL) is told each image's class. SimCLR is told nothing: it learns to find, among hundreds of augmented views, the
+# one that comes from the same image. This chapter shows the images, the views, one step of each training, and what came out.
 
 # %% tags=["parameters"]
-data = "shapes"  # str: "shapes" (embedded), a torchvision set such as "cifar10", or a folder with train/ and test/
-train_images = 1024  # int: images trained on; None for all
-test_images = 512  # int: images compared and tested on; None for all
-image_size = None  # int: pixels a side that images are resized to; None leaves them as they are
-architecture = "resnet18"  # str: resnet18, resnet34 or resnet50
-width = 8  # int: channels of the first stage; 64 is the standard network
-epochs_sl = 5  # int: epochs of supervised training
-epochs_simclr = 8  # int: epochs of SimCLR
-batch_size = 128  # int: images in a training batch
-seeds = 2  # int: networks per objective
-controls = ["sl_simclr_views", "random_labels"]  # list: further objectives to train; 05 needs these two
-recipe = {}  # dict: other training settings, such as {"simclr": {"learning_rate": 0.2}}
-device = "auto"  # str: cpu, cuda, mps, or auto
-out = "../runs/tiny"  # str: where networks, tables and verdicts are kept
-artefacts = None  # str: a folder of published results to draw instead, such as "../results/cifar10-cpu"; None trains
-network = "simclr-0"  # str: the network of this execution, OBJECTIVE-SEED: sl-0, sl-1, simclr-0, ...
+profile = "quick"  # str: a profile (quick, gpu, ...), a YAML file, or published results to draw; paths count from the checkout
+changes = {}  # dict: any field of repsim.study.Study, such as {"data": "~/my-images", "width": 32}
+network = None  # str: train or load this network alone, such as "simclr-0"; None for all of the study
 
 # %%
+import math
+
 import pandas as pd
 import torch
-from IPython.display import Markdown
+import torch.nn.functional as F
 
-from repsim import augment, charts, figures, losses, models, render, rng, train
-from repsim.data import load
+from repsim import augment, charts, claims, models, shapes, store, train
 from repsim.study import Study
 
-render.use()
-study = Study(
-    data=data,
-    train_images=train_images,
-    test_images=test_images,
-    image_size=image_size,
-    architecture=architecture,
-    width=width,
-    epochs_sl=epochs_sl,
-    epochs_simclr=epochs_simclr,
-    batch_size=batch_size,
-    seeds=seeds,
-    controls=controls,
-    recipe=recipe,
-    device=device,
-    out=out,
-    artefacts=artefacts,
-)
-settings = study.settings(network)
-objective = train.OBJECTIVES[settings.objective]
-images = study.summary
-Markdown(f"**This run** trains `{network}`, {objective.title}, on {study.basis()}.")
+study = Study.open(profile, **changes)
+names = [n for n in study.names if not n.startswith("untrained")] if network is None else [network]
+study.train_missing(names)
+history = study.history(names).assign(objective=lambda t: t.network.str.rpartition("-")[0])
+charts.lines(history, x="epoch", y="validation_loss", panel="objective", y_title="loss on validation images, nats", shared=False, title="What each network minimised")
+
+# %%
+rows, layer = [], claims.end_of(study.evidence().layers, "layer4") if network is None else "layer4.1"
+for name in ["pixels", *(study.names if network is None else [f"untrained-{network[-1]}", network])]:
+    readings = study.readings(name)
+    for measure, title in {"correct": "linear probe", "knn": "ten nearest neighbours"}.items():
+        table = readings[measure]
+        by_fold = table["pixels" if name == "pixels" else claims.end_of(list(table), "layer4")]
+        rows.append((name.rpartition("-")[0] or name, title, (by_fold * table.attrs["images"]).sum() / table.attrs["images"].sum()))
+accuracy = pd.DataFrame(rows, columns=["objective", "reading", "accuracy"])
+spread = accuracy.groupby(["objective", "reading"], sort=False).accuracy.agg(["mean", "min", "max"]).reset_index()
+spread = spread.assign(objective=spread.objective.map(charts.name)).rename(columns={"mean": "accuracy", "min": "low", "max": "high"})
+chance = 1 / len(study.summary.classes)
+charts.bars(spread, "objective", "accuracy", "reading", domain=(0, 1), rules={"chance": chance}, title="What came out: the class, read from the pool")
 
 # %% [markdown]
+# *How to read the figures.* A line is a network. The loss of an uninformed network is the logarithm of the number of choices: the classes for SL, the other
+# views of a batch for SimCLR. Below, the bars are accuracies on test images, averaged over seeds; the whisker spans the seeds. Raw pixels and untrained
+# networks are the baselines that any claim about learning has to beat.
+#
 # ## What the network sees
 #
-# The images, three of each class, one class a column. Each class is a folder of pictures or, in the embedded set, a shape; everything
-# else about an image (place, size, rotation, colours, texture, noise) is nuisance.
+# The embedded images show one of ten shapes, their class, with everything else about them known: place, size, rotation, colours, texture. In natural
+# photographs an object comes with a context. `context` is how often an image's background is the one that its class prefers: at 0 a class is nothing but its
+# shape; at 0.8 the background tells as much.
 
 # %%
-if study.artefacts:
-    display(Markdown("*Published results come without their images. Shown here are embedded ones.*"))
-    train_set = load("shapes", train_images=300, test_images=10).train
-else:
-    train_set = study.images.train
-rows = [torch.nonzero(train_set.labels == c).flatten()[:3] for c in range(len(train_set.classes))]
-sample = torch.stack([r[i] for i in range(3) for r in rows[:10]])
-charts.images(
-    train_set.images[sample], [train_set.classes[c] for c in train_set.labels[sample]], title="Training images"
-)
+ten = torch.arange(10)
+pictures = [shapes.draw(10, seed=0, size=48, stream="figure", context=context)[0] for context in (0.0, 0.8)]
+charts.images(torch.cat(pictures), [name for _ in pictures for name in shapes.SHAPES], rows=["context 0", "context 0.8"], title="The ten classes of the embedded images")
 
 # %% [markdown]
-# Training never shows an image as it is. SL sees a shifted, perhaps mirrored copy. SimCLR sees two *views*: a random crop
-# scaled back to full size, perhaps mirrored, its brightness, contrast, saturation and hue jittered, sometimes turned grey.
-# What two views of an image share is all that SimCLR can learn from.
+# Training never shows an image as it is. SL sees a shifted, perhaps mirrored copy. SimCLR sees two *views*: a random crop scaled back to full size, perhaps
+# mirrored, with its brightness, contrast, saturation and hue jittered, sometimes grey. What two views of an image share is all that SimCLR can learn from;
+# what tells images apart but survives the augmentations is a shortcut. On the embedded images a small hue jitter would leave colour as one, so the default
+# study turns the hue by up to half a turn.
 
 # %%
-shown = train_set.images[sample[:8]]
-views = [augment.VIEWS["supervised"](shown, rng.generator("figure", 0))]
-views += [augment.VIEWS["simclr"](shown, rng.generator("figure", i)) for i in (1, 2)]
-pictures = [shown] + [((v * 0.25 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8) for v in views]
-captions = [name for name in ("image", "SL", "SimCLR a", "SimCLR b") for _ in range(len(shown))]
-charts.images(torch.cat(pictures), captions, columns=len(shown), title="Images and their views")
+simclr = study.settings("simclr-0")
+sample = study.images.train.take(slice(8)).images if not study.artefacts else shapes.draw(8, size=32, stream="figure")[0]
+views = [augment.supervised(sample, store.generator("figure", 0))]
+views += [augment.simclr(sample, store.generator("figure", i), **simclr.simclr_views()) for i in (1, 2)]
+pictures = [sample, *(((v * 0.25 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8) for v in views)]
+charts.images(torch.cat(pictures), columns=len(sample), rows=["image", "SL's view", "SimCLR, view a", "SimCLR, view b"], title="Images and their views")
 
 # %% [markdown]
-# ## The loss
+# ## The two losses
 #
-# SL minimises cross-entropy between the classifier's logits and the label. SimCLR embeds both views of each of $n$ images
-# and minimises NT-Xent (Chen et al. 2020): with normalised embeddings $z_1, \dots, z_{2n}$ and $j(i)$ the other view of $i$,
+# SL minimises the cross-entropy between a linear classifier's logits and the label. SimCLR embeds both views of each of $n$ images by a projection head and
+# minimises NT-Xent (Chen et al. 2020): with normalised embeddings $z_1, \dots, z_{2n}$, temperature $\tau$, and $j(i)$ the other view of $i$,
 #
 # $$\mathcal{L} = -\frac{1}{2n} \sum_{i=1}^{2n} \log \frac{\exp(z_i \cdot z_{j(i)} / \tau)}{\sum_{k \neq i} \exp(z_i \cdot z_k / \tau)}.$$
 #
-# It is a cross-entropy too: which of the other $2n - 1$ views comes from my image? Written out by hand, it agrees with the
-# function that trains the network:
+# It is a cross-entropy too: which of the other $2n - 1$ views comes from my image?
+#
+# ## One step of each
+#
+# These lines are all there is to a training step. Everything random comes from a generator that is named by what it is for, so that a run that was killed
+# goes on with the same bits.
 
 # %%
-za, zb = torch.randn(2, 6, 4, dtype=torch.float64, generator=rng.generator("example")).unbind()
-z = torch.nn.functional.normalize(torch.cat([za, zb]), dim=1)
-by_hand = 0.0
-for i in range(12):
-    others = [z[i] @ z[k] / 0.5 for k in range(12) if k != i]
-    by_hand -= (z[i] @ z[(i + 6) % 12] / 0.5 - torch.logsumexp(torch.stack(others), 0)) / 12
-assert torch.isclose(losses.nt_xent(za, zb, temperature=0.5), by_hand, rtol=1e-12)
-print("NT-Xent by hand and by repsim.losses agree.")
+def sl_step(model, images, labels, key):
+    view = augment.supervised(images, store.generator(*key, 0))
+    logits = model(view.contiguous(memory_format=torch.channels_last))
+    return F.cross_entropy(logits, labels)
+
+
+def simclr_step(model, images, labels, key):  # labels are not used
+    views = [augment.simclr(images, store.generator(*key, i), **simclr.simclr_views()) for i in (0, 1)]
+    embeddings = model(torch.cat(views).contiguous(memory_format=torch.channels_last))
+    z, n = F.normalize(embeddings, dim=1), len(images)
+    similarity = z @ z.T / simclr.temperature
+    similarity = similarity.fill_diagonal_(float("-inf"))  # a view is no candidate for itself
+    other_view = torch.arange(2 * n).roll(n)
+    return F.cross_entropy(similarity, other_view)
+
+
+# %% [markdown]
+# They give the same loss and the same gradient as the function that trained the networks of this study:
+
+# %%
+images, labels, _ = shapes.draw(32, size=24, stream="figure")
+for step, name in ((sl_step, "sl-0"), (simclr_step, "simclr-0")):
+    settings = study.settings(name)
+    by_hand, by_repsim = (settings.build(len(shapes.SHAPES)) for _ in range(2))
+    loss = step(by_hand, images, labels, (0, "views", 0))
+    loss.backward()
+    reference = train.step_loss(by_repsim, images, labels, settings, (0, "views", 0))
+    reference.backward()
+    assert torch.isclose(loss, reference, rtol=1e-5)
+    gradients = zip(by_hand.parameters(), by_repsim.parameters())
+    assert all(torch.allclose(a.grad, b.grad, rtol=1e-3, atol=1e-5) for a, b in gradients)
+print("One step of SL and one of SimCLR by hand: the losses and gradients of repsim.train.")
 
 # %% [markdown]
 # ## The network
 #
-# torchvision's ResNet with a stem for small images (3x3 convolution, stride 1, no pooling). Of each block the later
-# notebooks compare two layers: the **residual** one, before the shortcut is added, and the **post-residual** one, after
-# addition and ReLU.
+# Both train one architecture: torchvision's ResNet with a stem for small images (a 3x3 convolution of stride 1, no pooling), under a classifier (SL) or a
+# two-layer projection head (SimCLR). Of each block the later chapters compare two layers: the *residual* one, before the shortcut is added, and the
+# *post-residual* one, after addition and ReLU.
 
 # %%
-model = settings.build(classes=len(images.classes))
-print(f"{sum(p.numel() for p in model.parameters()):,} weights; layers compared:")
-print(", ".join(models.layer_names(model)))
+model = simclr.build(len(study.summary.classes))
+print(f"{sum(p.numel() for p in model.parameters()):,} weights; layers: {', '.join(models.layer_names(model))}")
 
 # %% [markdown]
-# ## Training
+# ## Have they learnt?
 #
-# Loaded if these settings have been trained on these images before, otherwise trained now, with a checkpoint after every
-# epoch. Every random draw is a function of the seed, so a second run on the same machine gives the same weights.
+# SimCLR's loss need not fall to zero to be worth something: many views of a batch look alike. What counts is whether the class can be read from the features.
 
 # %%
-history = study.history([network])
-charts.history(
-    history,
-    ["loss", "validation_loss"],
-    title=f"{network}: loss per epoch, in nats",
-)
+uninformed = {"sl": math.log(len(study.summary.classes)), "simclr": math.log(2 * simclr.batch_size - 1)}
+ends = history.groupby(["objective", "network"]).loss.last().groupby("objective").agg(["min", "max"])
+lines = [
+    f"- {charts.name(o)}: training loss {ends.loc[o, 'min']:.2f} to {ends.loc[o, 'max']:.2f} nats over seeds; uninformed {uninformed[o]:.2f}"
+    for o in ends.index
+    if o in uninformed
+]
+charts.markdown("\n".join(lines))
 
 # %% [markdown]
-# *How to read it.* Left: the mean loss over an epoch's steps, on augmented training images. Right: the same loss on held-out
-# images, with the weights after that epoch. The loss of an uninformed network is the logarithm of the number of choices: the
-# classes for SL, the other views of a batch for SimCLR (fewer on the right where there are fewer held-out images than a batch has).
-
-# %%
-choices = len(images.classes) if objective.head == "linear" else 2 * settings.batch_size - 1
-uninformed, last = torch.tensor(float(choices)).log().item(), history.loss.iloc[-1]
-where = "**below** it" if last < uninformed else "**not below** it: it has learnt nothing yet"
-Markdown(f"The uninformed loss is {uninformed:.1f} nats; `{network}` ends {where}, at {last:.1f}.")
-
-# %% [markdown]
-# ## What came out
-#
-# Is the class in the representation? A linear classifier and a vote of the ten nearest neighbours read it from the pooled
-# features of test images, beside the same two readings of the raw pixels and of an untrained network: the baselines
-# that any claim about learning has to beat.
-
-# %%
-baselines = ["pixels", f"untrained-{settings.seed}"]
-linear, nearest = study.probe([*baselines, network]), study.knn([*baselines, network])
-table = pd.concat([linear.assign(reading="linear probe"), nearest.assign(reading="10 nearest neighbours")])
-table = table[table.layer.isin(["pool", "pixels"])]
-charts.bars(
-    table,
-    "network",
-    "accuracy",
-    "reading",
-    domain=(0, 1),
-    reference=1 / len(images.classes),
-    title="Test accuracy read from raw pixels, an untrained network and this one",
-)
-
-# %%
-linear = table[table.reading == "linear probe"].set_index("network")
-better = linear.low[network] > max(linear.high["pixels"], linear.high[f"untrained-{settings.seed}"])
-Markdown(f"The linear probe of `{network}` is {'clearly' if better else '**not** clearly'} above both baselines.")
-
-# %% [markdown]
-# *How to read it.* Bars are accuracies on test images that nothing was chosen on, with 95 % intervals; the dashed line is
-# chance. The linear probe's penalty is chosen on a validation split of the training set.
-#
 # ## What we found, and what would change our mind
 #
-# Whether this network has learnt more about the classes than pixels and random weights offer is computed above, and it is the
-# first thing to look at: where it has not, as can happen after few epochs on few images, any similarity that the next
-# notebooks find is one of architecture and images rather than of learning, and a longer run is what would change our mind.
+# Where SL and SimCLR read the class clearly better than pixels and untrained networks, the chapters that follow compare representations that have been learnt;
+# where they do not, their claims are "not judged", and a longer run is what would change our mind.
 #
-# Next: [02 Layerwise comparison](02_layerwise_comparison.ipynb)
+# Next: [02 Layerwise comparison](02_layerwise_comparison.ipynb) · Overview: [00](00_overview.ipynb)
 #
 # **References.** Chen, Kornblith, Norouzi, Hinton (2020), *A simple framework for contrastive learning of visual
 # representations*. Grigg, Busbridge, Ramapuram, Webb (2021), *Do self-supervised and supervised methods learn similar visual
 # representations?* He, Zhang, Ren, Sun (2016), *Deep residual learning for image recognition*.
 
-# %% [markdown]
-# ---
-# Versions, parameters and time of this execution:
-
 # %%
-figures.markdown(study.colophon())
+charts.markdown(study.colophon())

@@ -9,100 +9,56 @@
 # %% [markdown]
 # # Do both objectives use the network in the same way?
 #
-# Claims **C1** (SimCLR uses the residual network as supervised learning does), **C2** (intermediate representations are
-# similar) and **C3** (reached by dissimilar means), judged on the networks of this run. Each layer of each network is
-# compared with each layer of each other by CKA, in one pass over the test images.
-#
-# Previous: [01 Training](01_training.ipynb) · Next: [03 Divergence](03_divergence.ipynb) · Overview: [00](00_overview.ipynb)
+# Two layers are similar if they agree on which images resemble each other. Layer by layer, this chapter sets a network trained with
+# labels (SL) against one trained without (SimCLR), beside the ceiling of two seeds and the floor of untrained networks.
 
 # %% tags=["parameters"]
-data = "shapes"  # str: "shapes" (embedded), a torchvision set such as "cifar10", or a folder with train/ and test/
-train_images = 1024  # int: images trained on; None for all
-test_images = 512  # int: images compared and tested on; None for all
-image_size = None  # int: pixels a side that images are resized to; None leaves them as they are
-architecture = "resnet18"  # str: resnet18, resnet34 or resnet50
-width = 8  # int: channels of the first stage; 64 is the standard network
-epochs_sl = 5  # int: epochs of supervised training
-epochs_simclr = 8  # int: epochs of SimCLR
-batch_size = 128  # int: images in a training batch
-seeds = 2  # int: networks per objective
-controls = ["sl_simclr_views", "random_labels"]  # list: further objectives to train; 05 needs these two
-recipe = {}  # dict: other training settings, such as {"simclr": {"learning_rate": 0.2}}
-device = "auto"  # str: cpu, cuda, mps, or auto
-out = "../runs/tiny"  # str: where networks, tables and verdicts are kept
-artefacts = None  # str: a folder of published results to draw instead, such as "../results/cifar10-cpu"; None trains
+profile = "quick"  # str: a profile (quick, gpu, ...), a YAML file, or published results to draw; paths count from the checkout
+changes = {}  # dict: any field of repsim.study.Study, such as {"data": "~/my-images", "width": 32}
 
 # %%
+import itertools
+
 import numpy as np
 import pandas as pd
 import torch
-from IPython.display import Markdown
 
-from repsim import charts, claims, figures, publish, render, rng
-from repsim.cka import cka
+from repsim import charts, cka, claims, store
 from repsim.study import Study
 
-render.use()
-study = Study(
-    data=data,
-    train_images=train_images,
-    test_images=test_images,
-    image_size=image_size,
-    architecture=architecture,
-    width=width,
-    epochs_sl=epochs_sl,
-    epochs_simclr=epochs_simclr,
-    batch_size=batch_size,
-    seeds=seeds,
-    controls=controls,
-    recipe=recipe,
-    device=device,
-    out=out,
-    artefacts=artefacts,
-)
-Markdown(f"**This run:** {study.basis()}.")
-
-# %% [markdown]
-# ## The answer of this run
-
-# %%
+study = Study.open(profile, **changes)
 evidence = study.evidence()
-c1, c2, c3 = (study.claim(judge(evidence)) for judge in (claims.c1, claims.c2, claims.c3))
-figures.verdicts([c1, c2, c3], publish.published())
+pairs = [("sl", "sl"), ("simclr", "simclr"), ("sl", "simclr"), ("sl", "untrained")]
+charts.lines(evidence.curves(evidence.cka, pairs, evidence.blocks()), y_title="CKA", title="Similarity of same-named layers")
 
 # %%
-figures.learnt(study.probe([*study.core, "pixels"]), len(study.summary.classes))
-
-# %%
-figures.forest([c1, c2, c3], title="C1 to C3: what each verdict rests on")
+answers = study.judge("C1", "C2", "C3")
+charts.markdown(study.answer(answers))
 
 # %% [markdown]
-# *How to read it.* One row per network or pair of networks and part of a claim: the estimate, its 95 % interval over test
-# images, and the side of the threshold that the claim asserts (shaded). A claim is supported when all its rows lie wholly
-# on that side, not supported when one lies wholly on the other, undecided otherwise. The thresholds were set beforehand, in
-# `repsim/claims.py`, with their reasons. The sections below show where the numbers come from.
-
-# %% [markdown]
+# *How to read the figure.* Each line is a pair of objectives, averaged over all pairs of different seeds; the band is a 95 % interval
+# over seeds and images. A line that follows the ceilings says that objectives differ no more than seeds do; one that sinks to the floor,
+# that they share only what untrained networks share. Two networks that are compared never have the same initial weights.
+#
+# **Terms.** *Post-residual* layers are the outputs of blocks, after the shortcut has been added; *residual* layers are what a block adds. A
+# *seed ceiling* is the similarity of two networks that differ in nothing but their seed. SL is supervised learning with cross-entropy.
+#
 # ## The measure
 #
-# Two layers are similar if they say the same of *which images are alike*. For centred activations $X$ $(n \times p)$ and $Y$
-# $(n \times q)$ of the same $n$ images, $K = XX^\top$ and $L = YY^\top$ are the images' Gram matrices, and
+# For centred activations $X$ $(n \times p)$ and $Y$ $(n \times q)$ of the same $n$ images, $K = XX^\top$ and $L = YY^\top$ are the
+# images' Gram matrices, and centred kernel alignment (Kornblith et al. 2019) is
 #
 # $$\mathrm{CKA}(K, L) = \frac{\mathrm{HSIC}(K, L)}{\sqrt{\mathrm{HSIC}(K, K)\,\mathrm{HSIC}(L, L)}}.$$
 #
-# The plain estimate of HSIC is biased upwards, badly so when features outnumber images: of pure noise it says "similar". We
-# use the unbiased one (Song et al. 2012), with $\tilde K$ the Gram matrix without its diagonal,
+# The plain estimate of HSIC is biased upwards where features outnumber images: it calls even pure noise similar. The unbiased
+# estimate (Song et al. 2012), with $\tilde K$ the Gram matrix without its diagonal, is
 #
 # $$\mathrm{HSIC}_1 = \frac{1}{n(n-3)} \left[ \mathrm{tr}(\tilde K \tilde L)
 # + \frac{\mathbf{1}^\top \tilde K \mathbf{1}\; \mathbf{1}^\top \tilde L \mathbf{1}}{(n-1)(n-2)}
-# - \frac{2}{n-2} \mathbf{1}^\top \tilde K \tilde L \mathbf{1} \right],$$
+# - \frac{2}{n-2} \mathbf{1}^\top \tilde K \tilde L \mathbf{1} \right].$$
 #
-# averaged over batches before the ratio is taken (Nguyen et al. 2021). C2 to C4 use the *normalised* score
-# $\mathrm{CKA}(a, b) / \sqrt{\mathrm{CKA}(a, a')\,\mathrm{CKA}(b, b')}$ with $a', b'$ other seeds of the same objectives: 1 says as alike
-# as two seeds. *Middle* layers are those of stages 2 and 3. Two *grids correlate* by Pearson's coefficient over all pairs of
-# different layers. Written out, it agrees with the function used below,
-# and on independent noise it is near zero where the biased one is not:
-
+# It is averaged over batches, and the ratio is taken last (Nguyen et al. 2021). The dozen lines below compute it; they agree with the
+# function that the study uses.
 
 # %%
 def hsic1(k, l):
@@ -111,100 +67,154 @@ def hsic1(k, l):
     return terms / (n * (n - 3))
 
 
-x, y = (torch.randn(64, 2048, dtype=torch.float64, generator=rng.generator("noise", i)) for i in (0, 1))
-k, l = x @ x.T, y @ y.T
-assert np.isclose(cka(x, y), hsic1(k, l) / (hsic1(k, k) * hsic1(l, l)).sqrt())
-print(
-    f"64 images, 2,048 independent noise features: unbiased {cka(x, y):.2f}, biased {cka(x, y, estimator='biased'):.2f}"
-)
+def minibatch_cka(x, y, size):
+    grams = [(a @ a.T, b @ b.T) for a, b in zip(x.split(size), y.split(size))]
+    kl, kk, ll = (sum(hsic1(g[i], g[j]) for g in grams) for i, j in ((0, 1), (0, 0), (1, 1)))
+    return kl / (kk * ll).sqrt()
+
+
+x, y = (torch.randn(128, 2048, dtype=torch.float64, generator=store.generator("noise", i)) for i in (0, 1))
+y = y + 0.5 * x
+compared = cka.compare(features={"x": x, "y": y}, batch_size=64)
+assert np.isclose(compared.matrix("x", "y").iloc[0, 0], minibatch_cka(x, y, 64), atol=1e-6)
+noise = x, y - 0.5 * x
+assert abs(cka.cka(*noise)) < 0.05 < 0.9 < cka.cka(*noise, estimator="biased")
+print("By hand and by repsim the same; of independent noise the unbiased estimate says 0, the biased one over 0.9.")
 
 # %% [markdown]
-# ## The baseline: networks that have learnt nothing
+# ## The baseline: untrained networks
 #
-# Two untrained networks of different initial weights. Whatever similarity they show comes from the architecture and the
-# images, not from learning.
+# Untrained networks already agree, because they see the same images through the same architecture. The map below sets every layer
+# with every other one: of one untrained network with itself, and of two with different initial weights.
 
 # %%
-comparison = study.comparison()
-charts.heatmap(
-    pd.concat([comparison.table("untrained-0"), comparison.table("untrained-0", f"untrained-{study.seeds - 1}")]),
-    title="Untrained: a network with itself, and with another",
-)
+comparison, last = study.comparison(), study.seeds - 1
+untrained = [("untrained-0", "untrained-0"), ("untrained-0", f"untrained-{last}")]
+charts.heatmap(pd.concat([comparison.table(*pair) for pair in untrained]), title="Untrained networks")
 
 # %% [markdown]
-# *How to read a heatmap.* Rows and columns are layers from the input (top, left) to the output; lines separate the network's
-# stages. Circles mark post-residual layers, diamonds residual ones. Yellow: the two layers agree on which images are alike.
+# *How to read a map.* Rows and columns are layers from the input (top, left) to the output; lines separate the network's stages. Circles
+# mark post-residual layers, diamonds residual ones. Yellow: the two layers agree on which images resemble each other.
 #
 # ## C1: the grid of a network with itself
-
-# %%
-charts.heatmap(
-    pd.concat([comparison.table("sl-0"), comparison.table("simclr-0")]),
-    title="Each network with itself: SL and SimCLR",
-)
-
-# %%
-figures.describe(c1)
-
-# %% [markdown]
-# Post-residual layers pass their input on, so they may form blocks per stage; a residual layer holds only what its block adds.
-# The claim is that both objectives show this pattern: within a stage post-residual layers are more alike than residual
-# ones, and the two grids correlate.
 #
-# ## C2 and C3: layer by layer across objectives
+# A block's output carries its input on, so that post-residual layers form blocks per stage; residual layers hold only what each
+# block adds. If both objectives use the network in the same way, training changes this grid in the same way.
 
 # %%
-charts.heatmap(
-    comparison.table("sl-0", f"simclr-{study.seeds - 1}"), title="SL (rows) against SimCLR (columns)", linked=True
+grids = [("sl-0", "sl-0"), ("simclr-0", "simclr-0")]
+charts.heatmap(pd.concat([comparison.table(*pair) for pair in grids]), title="Trained networks, each with itself")
+
+# %% [markdown]
+# The two maps resemble the untrained one, so their plain correlation would say little. C1 therefore asks for their *partial*
+# correlation, given the grids of the untrained networks that they started from, relative to that of two seeds of one objective. By hand, for one pair of
+# networks: regress the untrained grids out of both, and correlate what is left.
+
+# %%
+def grid(name):
+    cells = comparison.matrix(name, name).loc[evidence.layers, evidence.layers].to_numpy()
+    return cells[np.triu_indices(len(cells), 1)]
+
+
+def residual_of(values, *others):
+    design = np.stack([np.ones_like(values), *others], axis=1)
+    return values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
+
+
+others = grid("untrained-0"), grid(f"untrained-{last}")
+left = [residual_of(grid(name), *others) for name in ("sl-0", f"simclr-{last}")]
+by_hand = np.corrcoef(*left)[0, 1]
+assert np.isclose(by_hand, claims.partial_correlation(grid("sl-0"), grid(f"simclr-{last}"), *others))
+plain = np.corrcoef(grid("sl-0"), grid(f"simclr-{last}"))[0, 1]
+charts.sentence(f"SL's seed 0 with SimCLR's seed {last}: the grids correlate at {{}}; given the untrained ones, at {{}}.", plain, by_hand)
+
+# %% [markdown]
+# ## C2: every layer with every layer, across objectives
+
+# %%
+charts.heatmap(comparison.table("sl-0", f"simclr-{last}"), title="SL (rows) with SimCLR (columns)", linked=True)
+
+# %% [markdown]
+# The diagonal of that map, layer with same-named layer, is the curve at the top of this chapter. On its own it means little: seeds
+# lower it, and the input that all networks share raises it. Two steps free it of both. First, with $c_{AB}$ the mean CKA over pairs of
+# different seeds,
+#
+# $$\rho_{AB} = \frac{c_{AB}}{\sqrt{c_{AA}\, c_{BB}}}$$
+#
+# is 1 where objectives differ no more than seeds do. Second, with $U$ the untrained networks,
+#
+# $$\pi_{AB} = \frac{\rho_{AB} - \rho_{AU}\,\rho_{BU}}{\sqrt{(1 - \rho_{AU}^2)(1 - \rho_{BU}^2)}}$$
+#
+# is what is left of it once the part that untrained networks share is projected out of both: the similarity that training produced.
+
+# %%
+def rho(a, b, layer):
+    return evidence.cka(a, b, layer) / np.sqrt(evidence.cka(a, a, layer) * evidence.cka(b, b, layer))
+
+
+def pi(a, b, layer):
+    a_untrained, b_untrained = rho(a, "untrained", layer), rho(b, "untrained", layer)
+    return (rho(a, b, layer) - a_untrained * b_untrained) / np.sqrt((1 - a_untrained**2) * (1 - b_untrained**2))
+
+
+with np.errstate(invalid="ignore"):  # where seeds share nothing, rho is not defined
+    for layer in evidence.blocks("layer2", "layer3"):
+        assert np.allclose(pi("sl", "simclr", layer), evidence.pi("sl", "simclr", layer), equal_nan=True)
+shared = [("sl", "simclr"), ("sl", "sl_simclr_views")]
+charts.lines(
+    evidence.curves(evidence.pi, shared, evidence.blocks()),
+    y_title="partial cosine",
+    rules={"C2's threshold": 0.5},
+    domain=(-0.2, 1.1),
+    title="What training made similar, beyond untrained networks and free of seeds",
 )
 
 # %% [markdown]
-# The diagonal of that map, layer against same layer, is the curve that C2 and C3 speak of. It means little alone: two seeds of
-# *one* objective differ too, and two untrained networks agree by themselves. So each curve is drawn beside its ceilings
-# (two seeds) and its floor (a trained network with an untrained one); whether it lies between them is what C2 asks. With two seeds or
-# more, networks compared never share their initial weights.
-
+# *How to read it.* 1: the two objectives agree as well as their seeds do. 0: they share what untrained networks share, and no more. SL on
+# SimCLR's views has SL's own labels and only SimCLR's augmentations: its line is what equal labels give.
+#
+# ## C3: by dissimilar means?
+#
+# A middle block whose shortcut is the identity only has to refine its input. C3 says that what such blocks add (the residual
+# layers) differs between objectives more than what they arrive at.
 
 # %%
-def pairs(a, b):
-    return (
-        [(f"{a}-{i}", f"{b}-{(i + 1) % study.seeds}") for i in range(study.seeds)]
-        if a != b
-        else [(f"{a}-0", f"{a}-{study.seeds - 1}")]
-    )
-
-
-kinds = [("sl", "simclr"), ("sl", "sl"), ("simclr", "simclr"), ("sl", "untrained"), ("simclr", "untrained")]
-curves = pd.concat([comparison.curve(*pair) for a, b in kinds for pair in pairs(a, b)])
-charts.curves(
-    curves, kind="panels", title="CKA of same-named layers: across objectives, seeds, and with untrained networks"
+refining = [block for block in evidence.blocks("layer2", "layer3") if not block.endswith(".0")]
+layers = list(itertools.chain(*([f"{block}.residual", block] for block in refining)))
+table = evidence.curves(evidence.rho, [("sl", "simclr"), ("sl", "sl_simclr_views"), ("sl", "untrained")], layers)
+charts.bars(
+    table.assign(layer=[charts.short(l) for l in table.layer]),
+    "layer",
+    "value",
+    "pair",
+    value_title="similarity relative to seeds",
+    rules={"as two seeds": 1.0},
+    title="Outputs of middle blocks, and what they add",
 )
 
 # %% [markdown]
-# *How to read it.* Left, post-residual layers: what the network represents (C2). Right, residual layers: what each block adds
-# (C3). Bands are 95 % intervals over images. A curve across objectives that follows its ceilings says "as similar as two
-# seeds"; one that sinks to the floor says "no more alike than either is to random weights".
+# ## What each verdict rests on
+#
+# <details><summary>Every part of C1 to C3 with its interval and threshold</summary>
 
 # %%
-display(figures.describe(c2), figures.describe(c3))
+charts.forest(claims.parts(answers), title="C1 to C3, part by part")
 
 # %% [markdown]
+# </details>
+#
 # ## What we found, and what would change our mind
 #
-# The verdicts above hold for this run's networks, images and scale. C3 is the one to doubt first: residual layers of two
-# seeds differ as well, so only the *normalised* curve (across objectives over the geometric mean of the ceilings) can carry
-# it. A third objective, longer training or stronger augmentations for SL can each move these curves;
-# [03](03_divergence.ipynb) looks at the last layers, and asks whether the objectives pull apart there.
+# The sentences at the top are computed from this run. Every criterion was fixed before these networks were compared
+# ([preregistration](../docs/preregistration.md)); a placebo, untrained networks in the place of trained ones, has to fail it. A ResNet-18 has two
+# refining blocks in its middle, so that C3 needs a deeper network to be decided; narrow networks differ between seeds, which widens
+# C2's interval: more seeds or more width would narrow it. [03](03_divergence.ipynb) follows the curves into the last layers.
 #
-# Next: [03 Divergence](03_divergence.ipynb)
+# Previous: [01 Training](01_training.ipynb) · Next: [03 Divergence](03_divergence.ipynb) · Overview: [00](00_overview.ipynb)
 #
 # **References.** Kornblith, Norouzi, Lee, Hinton (2019), *Similarity of neural network representations revisited*. Song et al.
 # (2012), *Feature selection via dependence maximization*. Nguyen, Raghu, Kornblith (2021), *Do wide and deep networks learn
 # the same things?* Grigg et al. (2021), arXiv 2110.00528.
 
-# %% [markdown]
-# ---
-# Versions, parameters and time of this execution:
-
 # %%
-figures.markdown(study.colophon())
+charts.markdown(study.colophon())

@@ -9,174 +9,150 @@
 # %% [markdown]
 # # Does each objective fit the other's, without being asked?
 #
-# Claim **C7**: SimCLR implicitly fits the supervised objective in its intermediate layers; the reverse is not true. And, on
-# the embedded images whose every factor is known: which factors does each layer keep, and which does it give up?
-#
-# Previous: [03 Divergence](03_divergence.ipynb) · Overview: [00](00_overview.ipynb)
+# SimCLR is never told a class, and SL is never asked to recognise an image. This chapter measures how much of the other's gain over untrained
+# networks each of them reaches at the end of stage 3: of the class reading, and of recognising an image's other view among images of its class.
 
 # %% tags=["parameters"]
-data = "shapes"  # str: "shapes" (embedded), a torchvision set such as "cifar10", or a folder with train/ and test/
-train_images = 1024  # int: images trained on; None for all
-test_images = 512  # int: images compared and tested on; None for all
-image_size = None  # int: pixels a side that images are resized to; None leaves them as they are
-architecture = "resnet18"  # str: resnet18, resnet34 or resnet50
-width = 8  # int: channels of the first stage; 64 is the standard network
-epochs_sl = 5  # int: epochs of supervised training
-epochs_simclr = 8  # int: epochs of SimCLR
-batch_size = 128  # int: images in a training batch
-seeds = 2  # int: networks per objective
-controls = ["sl_simclr_views", "random_labels"]  # list: further objectives to train; 05 needs these two
-recipe = {}  # dict: other training settings, such as {"simclr": {"learning_rate": 0.2}}
-device = "auto"  # str: cpu, cuda, mps, or auto
-out = "../runs/tiny"  # str: where networks, tables and verdicts are kept
-artefacts = None  # str: a folder of published results to draw instead, such as "../results/cifar10-cpu"; None trains
+profile = "quick"  # str: a profile (quick, gpu, ...), a YAML file, or published results to draw; paths count from the checkout
+changes = {}  # dict: any field of repsim.study.Study, such as {"data": "~/my-images", "width": 32}
 
 # %%
 import math
 
+import numpy as np
 import pandas as pd
-from IPython.display import Markdown
-
-from repsim import charts, claims, figures, losses, publish, render
-from repsim.study import Study
-
-render.use()
-study = Study(
-    data=data,
-    train_images=train_images,
-    test_images=test_images,
-    image_size=image_size,
-    architecture=architecture,
-    width=width,
-    epochs_sl=epochs_sl,
-    epochs_simclr=epochs_simclr,
-    batch_size=batch_size,
-    seeds=seeds,
-    controls=controls,
-    recipe=recipe,
-    device=device,
-    out=out,
-    artefacts=artefacts,
-)
-Markdown(f"**This run:** {study.basis()}.")
-
-# %% [markdown]
-# ## The answer of this run
-
-# %%
-evidence, probe, contrastive = study.evidence(), study.probe([*study.core, "pixels"]), study.contrastive(study.core)
-c7 = study.claim(claims.c7(evidence, probe, contrastive))
-figures.verdicts([c7], publish.published())
-
-# %%
-figures.learnt(probe, len(study.summary.classes))
-
-# %%
-figures.forest([c7], title="C7: what the verdict rests on")
-
-# %% [markdown]
-# ## Both objectives at every layer
-#
-# The question is asked directly: freeze the network, and fit *each objective* on top of *each layer*. For the supervised
-# objective a linear classifier, for SimCLR's a linear projection trained with NT-Xent on two views. What remains of NT-Xent on test
-# images, and how often the classifier is right there, say how much of that objective a layer already serves.
-#
-# As a check that the two objectives are measured on the right scale: embeddings that are all equal give NT-Xent its
-# uninformed value, $\log(2n - 1)$.
-
-# %%
 import torch
 
-same = torch.ones(8, 4)
-assert math.isclose(losses.nt_xent(same, same).item(), math.log(15), rel_tol=1e-6)
-charts.curves(
-    contrastive,
-    y="loss",
-    kind="panels",
-    domain=None,
-    y_title="NT-Xent of a fitted projection, nats",
-    title="SimCLR's objective, fitted at every layer (lower is better)",
+from repsim import charts, claims, objectives
+from repsim.study import Study
+
+study = Study.open(profile, **changes)
+evidence = study.evidence()
+names = {"probe": "SimCLR's share of SL's class gain", "views of a class": "SL's share of SimCLR's view gain, within classes"}
+
+
+def share(measure, objective, layer):
+    owner = "sl" if measure == "probe" else "simclr"
+    untrained = evidence.reading(measure, "untrained", layer)
+    gain = untrained - evidence.reading(measure, owner, layer)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (untrained - evidence.reading(measure, objective, layer)) / gain
+
+
+rows = [("probe", "simclr"), ("views of a class", "sl"), ("views of a class", "sl_simclr_views")]
+middle = evidence.blocks("layer2", "layer3")
+table = evidence.curves(share, rows, middle)
+table["share of the owner's gain"] = [charts.name(o) for o in table.pair.str.rpartition("-")[2]]
+table["reading"] = ["of SL's class gain" if p.startswith("probe") else "of SimCLR's view gain, within classes" for p in table.pair]
+charts.lines(
+    table, color="share of the owner's gain", panel="reading", y_title="share", rules={"owner": 1.0}, title="What each objective reaches of the other's gain"
 )
 
 # %%
-charts.curves(
-    probe[probe.network != "pixels"],
-    y="accuracy",
-    kind="panels",
-    y_title="test accuracy",
-    title="The supervised objective, fitted at every layer (higher is better)",
-)
+answers = study.judge("C7")
+charts.markdown(study.answer(answers))
 
 # %% [markdown]
-# *How to read it.* The untrained network is the baseline of both figures: what a random layer already offers to a linear
-# reader. C7 is judged by growth from the first block to the end of stage 3: it expects SimCLR's curve to climb there in the second
-# figure, and SL's not to sink there in the first.
-
-# %%
-Markdown(f"Embeddings that are all equal would give {contrastive.chance.iloc[0]:.2f} nats in the first figure.")
-
-# %% [markdown]
+# *How to read the figure.* 0: no better than an untrained network; 1: as good as the network that was trained for it. The claim is an
+# asymmetry: SimCLR's middle holds half of what SL has learnt of the classes, and SL's middle clearly less of what SimCLR has learnt about views.
 #
-# ## Classes against views, in one figure
+# ## Why "within classes"
 #
-# Each layer is a point: how much of its geometry is about classes (CKA with labels), and how much survives augmentation (CKA
-# between two views). Read a line from the stem to the pool.
+# An embedding that knows only the class already finds an image's other view better than chance: it rules out the images of all other classes.
+# By formula: with $n$ images a batch, $C$ classes and embeddings that are equal within a class and orthogonal between classes, NT-Xent is far below its
+# uninformed value $\log(2n - 1)$; in batches of one class it is exactly that value. So the reading that C7 uses
+# is taken in batches of one class, where knowing the class is knowing nothing:
 
 # %%
-comparison = study.comparison()
-a, b = claims.VIEWS
-rows = []
-for name in [n for n in study.core if n.endswith("-0")]:
-    classes = comparison.curve(name, "labels").set_index("layer_a").cka
-    views = comparison.curve(f"{name}@{a}", f"{name}@{b}").set_index("layer_a").cka
-    for position, layer in enumerate(evidence.layers):
-        rows.append(
-            {"network": name, "layer": layer, "classes": classes[layer], "views": views[layer], "position": position}
-        )
-figures.path(
-    pd.DataFrame(rows),
-    x="classes",
-    y="views",
-    x_title="CKA with the classes",
-    y_title="CKA between two views",
-    title="From stem to pool: classes against view invariance",
-)
-
-# %%
-figures.describe(c7)
+n, classes, temperature = 120, 10, 0.5
+label = torch.arange(n) % classes
+embedding = torch.eye(classes)[label]
+mixed = objectives.nt_xent(embedding, embedding, temperature).item()
+inside = objectives.nt_xent(embedding[label == 0], embedding[label == 0], temperature).item()
+assert math.isclose(inside, math.log(2 * n / classes - 1), rel_tol=1e-6)
+print(f"class-only embeddings, {n} images: {mixed:.2f} nats in mixed batches (uninformed {math.log(2 * n - 1):.2f}), {inside:.2f} in batches of one class (uninformed {math.log(2 * n / classes - 1):.2f})")
 
 # %% [markdown]
+# ## Both readings, at every layer
+
+# %%
+four = ["untrained", "sl", "sl_simclr_views", "simclr"]
+readings = {
+    "probe": "classes: probe's cross-entropy",
+    "views": "views: NT-Xent in mixed batches",
+    "views of a class": "views: NT-Xent within a class",
+}
+curves = [
+    evidence.curves(lambda o, l, m=measure: evidence.reading(m, o, l), four, evidence.blocks()).assign(reading=title)
+    for measure, title in readings.items()
+]
+charts.lines(pd.concat(curves), panel="reading", y_title="nats", shared=False, title="Three losses, fitted at every layer (lower is better)")
+
+# %% [markdown]
+# *How to read it.* The untrained line is what a random layer already offers to a linear reader. Between the second and the third panel lies what is
+# only class knowledge: a line that falls in the second and stays in the third knows the class, not the image.
+#
+# ## Classes against views, layer by layer
+
+# %%
+path = []
+for objective in four:
+    for position, layer in enumerate(evidence.blocks()):
+        gains = [
+            evidence.reading(m, "untrained", layer)[0] - evidence.reading(m, objective, layer)[0]
+            for m in ("probe", "views of a class")
+        ]
+        path.append({"network": objective, "layer": layer, "position": position, "classes": gains[0], "views": gains[1]})
+charts.path(pd.DataFrame(path), "classes", "views", title="Gain over untrained networks, from the first block to the last, in nats")
+
+# %% [markdown]
+# *How to read it.* A line begins at its open point, the first block. To the right: the layer knows more of the class than an untrained one does;
+# upwards: more of the image within its class. Untrained networks stay at the origin.
+#
 # ## Which factors does each layer keep?
 #
-# The embedded images are drawn from known factors. A ridge regression reads each of them from each layer's pooled features:
-# $R^2$ for continuous factors (angles as sine and cosine), accuracy for categories. No natural-image set can show this.
+# The embedded images are drawn from known factors, which no set of photographs offers. A ridge regression reads each factor from each layer's
+# pooled features: $R^2$ for numbers (angles as sine and cosine), accuracy for categories.
 
 # %%
 factors = study.factors(["untrained-0", "sl-0", "simclr-0"])
-if factors is None:
-    display(Markdown("These images come without known factors; run the embedded set to see this figure."))
+if factors is not None:
+    blocks = factors[factors.layer.isin(evidence.blocks())]
+    encoded = blocks.groupby("factor").score.max()
+    shown = blocks[blocks.factor.isin(encoded[encoded > 0.1].index)]
+    charts.show(charts.lines(shown.drop(columns=["low", "high"]), y="score", panel="factor", y_title="score", title="Factors that some layer encodes"))
+    hidden = ", ".join(charts.name(f) for f in encoded[encoded <= 0.1].index)
+    charts.show(charts.markdown(f"No network encodes these linearly: {hidden}." if hidden else "Every factor is encoded by some layer."))
 else:
-    display(figures.panels(factors, "score", "factor", title="How well each factor can be read from each layer"))
+    charts.show(charts.markdown("These images come without known factors; the embedded images have them."))
 
 # %% [markdown]
-# *How to read it.* One panel per factor. One would expect SL to lose what its classes do not need, and SimCLR what its views vary
-# (position and scale by the crop, colours by the jitter); the curves show whether they do. A factor that the untrained network
-# already offers was not learnt.
+# ## What the verdict rests on
 #
+# <details><summary>Every part of C7 with its interval and threshold</summary>
+
+# %%
+charts.forest(claims.parts(answers), title="C7, part by part")
+
+# %% [markdown]
+# </details>
+#
+# The same criterion with mixed batches, which reward class knowledge, for comparison (descriptive):
+
+# %%
+mixed_parts, _ = claims.c7(evidence, "views")
+charts.forest(claims.parts([claims.Claim("C7", "with mixed batches", tuple(mixed_parts), "")]), title="C7 with mixed batches")
+
+# %% [markdown]
 # ## What we found, and what would change our mind
 #
-# The verdict above holds for this run. "Grows" is measured here against a threshold of 0.05 in CKA or accuracy, or 0.1 nats,
-# between the first block and the end of the third stage; the forest plot shows how far each number is from it. A deeper probe
-# or a longer fit reads more out of a layer than a linear one does, and training longer on more images is what separates
-# SimCLR's middle layers from an untrained network's: a "not supported" of a small run is a statement about that run.
+# The sentence at the top is computed from this run. A deeper probe or a longer fit reads more out of a layer than a linear one does; it would have to change
+# the *asymmetry* to change the verdict. Augmentations that remove what tells classes apart (or keep what only tells images apart) move
+# SimCLR's share: [08](08_auxiliary_tasks.ipynb) turns that into an experiment.
 #
-# Next: [05 Is it real?](05_is_it_real.ipynb) · Overview: [00](00_overview.ipynb)
+# Previous: [03 Divergence](03_divergence.ipynb) · Next: [05 Is it real?](05_is_it_real.ipynb) · Overview: [00](00_overview.ipynb)
 #
 # **References.** Grigg et al. (2021), arXiv 2110.00528; Chen et al. (2020); Alain and Bengio (2017).
 
-# %% [markdown]
-# ---
-# Versions, parameters and time of this execution:
-
 # %%
-figures.markdown(study.colophon())
+charts.markdown(study.colophon())

@@ -7,492 +7,351 @@
 # ---
 
 # %% [markdown]
-# # Is it real? Which conclusions survive a reviewer?
+# # Is it real? The claims under attack
 #
-# The verdicts of [02](02_layerwise_comparison.ipynb), [03](03_divergence.ipynb) and [04](04_implicit_objective.ipynb) rest on one
-# measure, one estimator, one way of training each objective. Here they are attacked: by other estimators, kernels and measures,
-# by nulls and controls, by what the layers are good for. Most attacks are other evidence, on which the *same* claims are judged
-# by the *same* rules and thresholds (`repsim/claims.py`). Four are not: stitching puts accuracy in the place of CKA, and shuffled
-# images, probe gap and shuffled labels add a condition, so that they can only take support away. What an attack may do was
-# stated before the result:
-#
-# - **held**: the verdict is what it was; **weakened**: it was decided and is undecided now;
-# - **overturned**: supported has become not supported, or the reverse; **decided**: it was undecided and no longer is;
-# - **not tested**: it was not supported, on account of a number that the attack does not measure again, so nothing could change it.
-#
-# Previous: [04 Implicit objective](04_implicit_objective.ipynb) · Next: [06 Between the objectives](06_between_the_objectives.ipynb) ·
-# Overview: [00](00_overview.ipynb)
+# A verdict may rest on the estimator, on a handful of images, on one seed, on the augmentations, or on the measure. This chapter measures each
+# claim again in the ways a reviewer would ask for, and shows all of it in one figure.
 
 # %% tags=["parameters"]
-data = "shapes"  # str: "shapes" (embedded), a torchvision set such as "cifar10", or a folder with train/ and test/
-train_images = 1024  # int: images trained on; None for all
-test_images = 512  # int: images compared and tested on; None for all
-image_size = None  # int: pixels a side that images are resized to; None leaves them as they are
-architecture = "resnet18"  # str: resnet18, resnet34 or resnet50
-width = 8  # int: channels of the first stage; 64 is the standard network
-epochs_sl = 5  # int: epochs of supervised training
-epochs_simclr = 8  # int: epochs of SimCLR
-batch_size = 128  # int: images in a training batch
-seeds = 2  # int: networks per objective
-controls = ["sl_simclr_views", "random_labels"]  # list: further objectives to train; 05 needs these two
-recipe = {}  # dict: other training settings, such as {"simclr": {"learning_rate": 0.2}}
-device = "auto"  # str: cpu, cuda, mps, or auto
-out = "../runs/tiny"  # str: where networks, tables and verdicts are kept
-artefacts = None  # str: a folder of published results to draw instead, such as "../results/cifar10-cpu"; None trains
+profile = "quick"  # str: a profile (quick, gpu, ...), a YAML file, or published results to draw; paths count from the checkout
+changes = {}  # dict: any field of repsim.study.Study, such as {"data": "~/my-images", "width": 32}
 
 # %%
+import dataclasses
+import itertools
 import math
 
+import numpy as np
 import pandas as pd
 import torch
-from IPython.display import Markdown
+import torch.nn.functional as F
+from scipy.linalg import orthogonal_procrustes
 
-from repsim import attacks, charts, claims, figures, measures, render, rng, robustness
-from repsim.cka import cka
+from repsim import charts, cka, claims, models, probes, store, taps
 from repsim.study import Study
 
-render.use()
-study = Study(
-    data=data,
-    train_images=train_images,
-    test_images=test_images,
-    image_size=image_size,
-    architecture=architecture,
-    width=width,
-    epochs_sl=epochs_sl,
-    epochs_simclr=epochs_simclr,
-    batch_size=batch_size,
-    seeds=seeds,
-    controls=controls,
-    recipe=recipe,
-    device=device,
-    out=out,
-    artefacts=artefacts,
-)
-Markdown(f"**This run:** {study.basis()}; controls: {', '.join(study.controls) or 'none'}.")
+study = Study.open(profile, **changes)
+evidence = study.evidence()
+answers = study.judge()
+attacks = []  # rows: claim, name, family, value in units of the threshold, whether the whole claim was measured again
+
+
+def attack(name, family, parts, whole=True):
+    """Note what an attack makes of each claim: claim -> the parts that it measures again."""
+    for claim, again in parts.items():
+        scaled = [p.scaled[0] for p in again]
+        attacks.append((claim, min(scaled) if np.isfinite(scaled).all() else math.nan, family, name, whole))
 
 # %% [markdown]
-# ## The claims card of this run
-
-# %%
-base, judged = attacks.verdicts(study)
-card = robustness.keep_card(robustness.card(base, judged), study.out)
-figures.card(card, title="What each attack does to each verdict")
-
-# %%
-figures.survivors(card)
-
-# %%
-figures.learnt(study.probe([*study.core, "pixels"]), len(study.summary.classes))
-
-# %% [markdown]
-# *How to read it.* A column is a claim with its verdict before any attack, a row an attack; an empty tile says that the attack
-# does not touch the claim. =: held; –: not tested; an arrow: what the verdict has become, ✔ supported, ✘ not supported, ○ undecided. A
-# verdict that holds in its whole column was not moved by these attacks; "not supported" can hold as well as "supported" can. The
-# sections below take the attacks one by one.
+# The figure stands [at the end of this page](#All-of-it-in-one-look) and in the [overview](00_overview.ipynb), as it needs every section.
 #
-# ## 1. Is it the estimator?
+# ## 1. Is it the estimator, or a few images?
 #
-# The plain estimate of HSIC is biased upwards: for independent Gaussian features of widths $p$ and $q$ it gives CKA near
-# $\sqrt{pq / ((n + p)(n + q))}$, near 1 where features outnumber images. The unbiased one is 0 on
-# average for any $n$, and scatters more the fewer images there are.
+# The plain estimate of HSIC is biased: for independent Gaussian features of widths $p$ and $q$ it gives CKA near
+# $\sqrt{pq / ((n + p)(n + q))}$. The unbiased one is 0 on average for any $n$. That is why no verdict here rests on the biased one.
 
 # %%
 n, p = 128, 1024
-x, y = (torch.randn(n, p, generator=rng.generator("is it real", i)) for i in (0, 1))
-assert abs(cka(x, y, estimator="biased") - p / (n + p)) < 0.02 and abs(cka(x, y)) < 0.02
-print(f"{n} images of noise, {p:,} features: biased {cka(x, y, estimator='biased'):.2f}, predicted {p / (n + p):.2f}")
-
-# %%
-evidence, probe = study.evidence(), study.probe(study.core)
-middle = claims.end_of(evidence.layers, "layer3")
-figures.sizes(attacks.sample_sizes(study, middle), title="CKA against the number of images, by both estimators")
-
-# %%
-figures.effect(card, "biased estimator")
+x, y = (torch.randn(n, p, generator=store.generator("is it real", i)) for i in (0, 1))
+assert abs(cka.cka(x, y, estimator="biased") - p / (n + p)) < 0.02 and abs(cka.cka(x, y)) < 0.02
+print(f"{n} images of noise, {p:,} features: biased {cka.cka(x, y, estimator='biased'):.2f}, predicted {p / (n + p):.2f}")
 
 # %% [markdown]
-# *How to read it.* Grey: noise that has nothing in common. An estimator that does not lie flat at 0 there reports the number of
-# images as similarity. Dark: SL with SimCLR; where the two estimators meet, there are images enough.
-#
-# ## 2. Is it the linear kernel? Is it a handful of images?
-#
-# An RBF kernel (bandwidth: the median distance of each batch) listens to near neighbours more than to the few large directions.
-# And since CKA weighs images by their squared norm, a few can make it (Davari et al. 2022), also in its unbiased form: here
-# is noise with two outliers in common.
+# Nor is the unbiased estimate safe from outliers: a few images can produce a high CKA by themselves (Davari et al. 2022), as two do here.
 
 # %%
-spiked_x, spiked_y = x.clone(), y.clone()
-spiked_x[:2] += 100 * x[:1].sign()
-spiked_y[:2] += 100 * y[:1].sign()
-keep = measures.drop_top_norm(spiked_x, spiked_y, fraction=0.01)
-assert cka(spiked_x, spiked_y) > 0.9 and abs(cka(spiked_x[keep], spiked_y[keep])) < 0.05
-print(f"noise, two outliers in common: CKA {cka(spiked_x, spiked_y):.1f}; without the 1 % of largest norm: below 0.05")
-
-# %%
-one, other = "sl-0", f"simclr-{study.seeds - 1}"
-variants = {
-    "linear, all images": evidence.comparison,
-    "RBF": attacks.rbf(study),
-    "largest 1 % dropped": attacks.trimmed(study),
-}
-curves = pd.concat([c.curve(one, other).assign(variant=name, a=name) for name, c in variants.items()])
-charts.curves(curves, color="variant", kind="panels", title=f"{one} with {other}: kernel and outliers")
-
-# %%
-left, whole = attacks.trimmed(study).images, study.summary.test
-display(
-    Markdown(
-        f"{whole - left} of {whole} images were among the largest 1 % at the end of a stage of a trained network."
-    ),
-    figures.effect(card, "RBF kernel", "images in any top 1 % dropped"),
-)
+spiked = [noise.clone() for noise in (x, y)]
+for noise in spiked:
+    noise[:2] += 100 * noise[:1].sign()
+norms = torch.stack([torch.linalg.vector_norm(s - s.mean(0), dim=1) for s in spiked])
+keep = ~torch.isin(torch.arange(n), norms.topk(math.ceil(0.01 * n), dim=1).indices)
+assert cka.cka(*spiked) > 0.9 and abs(cka.cka(*(s[keep] for s in spiked))) < 0.05
+print(f"noise, two outliers in common: CKA {cka.cka(*spiked):.1f}; without the largest 1 % of either: below 0.05")
 
 # %% [markdown]
-# ## 3. Is it the input?
-#
-# Two networks may agree because they look at the same pixels. With centred Gram matrices as vectors, CKA is a cosine; what is
-# left of it once the pixels' Gram is regressed out of both is the partial one (after Cui et al. 2022),
-#
-# $$\mathrm{CKA}_{ab \cdot x} = \frac{\mathrm{CKA}_{ab} - \mathrm{CKA}_{ax}\,\mathrm{CKA}_{bx}}
-# {\sqrt{(1 - \mathrm{CKA}_{ax}^2)(1 - \mathrm{CKA}_{bx}^2)}}.$$
-#
-# Before anything learnt, the floor: a trained network with an untrained one.
+# So C1 to C4 are judged again with an RBF kernel, which listens to near neighbours more than to a few large directions, and without every image that is among
+# the largest 1 % by norm at the end of some stage of some network. Both come from the pass that made all other Grams.
 
 # %%
-without = robustness.Cells(evidence.comparison, robustness.without_input)
-floor = f"untrained-{study.seeds - 1}"
-shown = [(one, other), (one, floor), ("simclr-0", floor)]
-charts.curves(
-    pd.concat([without.curve(*pair) for pair in shown]),
-    kind="panels",
-    domain=None,
-    title="CKA with the input's Gram regressed out: SL with SimCLR, and each with an untrained network",
-)
-
-# %%
-figures.effect(card, "input regressed out")
+curves = [evidence.curves(evidence.cka, [("sl", "simclr")], evidence.blocks()).assign(variant="linear, all images")]
+for estimator, title in {"rbf": "RBF kernel", "trimmed": "largest 1 % of images left out"}.items():
+    other = dataclasses.replace(evidence, estimator=estimator)
+    curves.append(other.curves(other.cka, [("sl", "simclr")], evidence.blocks()).assign(variant=title))
+    attack(title, "estimator", {name: claims.CLAIMS[name][1](other)[0] for name in ("C1", "C2", "C3", "C4")})
+charts.lines(pd.concat(curves), y="value", color="variant", y_title="CKA", title="SL and SimCLR by three estimates")
 
 # %% [markdown]
-# *How to read it.* What a network shares with random weights is not learnt. A curve across objectives that falls to that floor
-# once the input is taken off was the input's; the distance that remains was learnt by both.
+# ## 2. Is it one seed, or the choice of a reference layer?
 #
-# ## 4. Is it only that seeds differ as well?
-#
-# C2 to C4 are judged by a *normalised* score: CKA across objectives over what two seeds of each share. This attack gives the
-# ceilings up (two seeds count as equal) and asks the raw number to pass the same thresholds. It matters most where two seeds of one
-# objective agree least: see the ceilings below.
-
+# Every statistic is computed again without each seed index of all objectives; the interval is built from these values, and the figure shows the
+# furthest of them. C4 to C7 compare the ends of stages: they are judged again with the block before the end of stage 3 in its place.
 
 # %%
-def curve(label, value):
-    rows = []
-    for layer in evidence.layers:
-        estimate, low, high = evidence.comparison.interval(lambda cell, l=layer: value(cell, l))
-        rows.append({"score": label, "layer": layer, "cka": estimate, "low": low, "high": high})
-    return pd.DataFrame(rows)
-
-
-pairs = claims.pairs(study.seeds)
-if pairs:
-    (a, b), (a2, b2) = pairs[0].networks, pairs[0].siblings
-    scores = [
-        curve("normalised", lambda cell, l: claims.normalised(cell, pairs[0], [l])),
-        curve(f"raw, {a} with {b}", lambda cell, l: cell(a, l, b, l)),
-        curve(f"ceiling, {a} with {a2}", lambda cell, l: cell(a, l, a2, l)),
-        curve(f"ceiling, {b} with {b2}", lambda cell, l: cell(b, l, b2, l)),
-        curve(f"floor, {a} with untrained-{a2[-1]}", lambda cell, l: cell(a, l, f"untrained-{a2[-1]}", l)),
-    ]
-    display(
-        charts.curves(
-            pd.concat(scores),
-            color="score",
-            kind="panels",
-            domain=(0, 1.1),
-            title="The normalised score and what it is made of",
-        )
-    )
-
-# %%
-figures.effect(card, "no seed ceilings")
+for claim in answers:
+    for seed, scaled in enumerate(zip(*(part.without_seed for part in claim.parts))):
+        attacks.append((claim.id, min(scaled) if np.isfinite(scaled).all() else math.nan, "estimator", f"without seed {seed}", True))
+earlier = dataclasses.replace(evidence, ends={"layer3": evidence.blocks("layer3")[-2]})
+attack("another reference layer", "estimator", {c: claims.CLAIMS[c][1](earlier)[0] for c in ("C4", "C5", "C6", "C7")})
 
 # %% [markdown]
-# ## 5. Is it the augmentation, not the objective?
+# ## 3. Is it the augmentation, not the objective?
 #
-# SL was trained on weaker views than SimCLR. The control: SL trained on SimCLR's own views takes SL's place, in every claim.
+# SL sees weaker augmentations than SimCLR. SL trained on SimCLR's own views takes SL's place:
 
 # %%
-comparison = evidence.comparison
+control = evidence.with_places(sl="sl_simclr_views")
 if "sl_simclr_views" in study.controls:
-    shown = [(one, other), ("sl_simclr_views-0", other), ("sl_simclr_views-0", f"sl-{study.seeds - 1}")]
-    names = {one: "SL", "sl_simclr_views-0": "SL on SimCLR's views"}
-    table = pd.concat([comparison.curve(*pair) for pair in shown])
-    table["pair"] = [f"{names[a]} with {'SL' if b.startswith('sl-') else 'SimCLR'}" for a, b in zip(table.a, table.b)]
-    display(charts.curves(table, color="pair", kind="panels", title="SL, SL on SimCLR's views, and SimCLR"))
-    a, b = claims.VIEWS
-    views = ["sl-0", "simclr-0", "sl_simclr_views-0"]
-    table = pd.concat([comparison.curve(f"{n}@{a}", f"{n}@{b}") for n in views])
-    table = table[~table.layer_a.str.startswith("head")]
-    table = table.assign(comparison=[a.split("-")[0] for a in table.a])
-    display(charts.curves(table, kind="post-residual", title="CKA between two augmented views"))
-
-# %%
-figures.effect(card, "SL on SimCLR's views")
+    attack("SL on SimCLR's views", "control", {c: claims.CLAIMS[c][1](control)[0] for c in ("C1", "C2", "C3", "C5")})
+    both = [("sl", "simclr"), ("sl_simclr_views", "simclr"), ("sl", "sl_simclr_views")]
+    charts.show(charts.lines(evidence.curves(evidence.pi, both, evidence.blocks()), y_title="partial cosine", title="Equal views, equal labels"))
 
 # %% [markdown]
-# *How to read it.* In the second figure: where the control's curve follows SimCLR's rather than SL's, the augmentations made the difference and the
-# objective did not.
+# *How to read it.* If the line of SL on SimCLR's views with SimCLR lay far above that of SL with SimCLR, equal views would explain the similarity.
 #
-# ## 6. Is it the measure?
+# ## 4. Is it more than chance, and is chance the right baseline?
 #
-# Three others, of other families, on pooled features: *mutual k-nearest neighbours* (do images have the same neighbours?),
-# *shape similarity* (how well does a rotation lay one cloud of points onto the other? The cosine of Williams et al.'s angular
-# distance) and *RSA* (do the distances between images have the same order?). Their scales differ, so look at where a
-# curve bends and how far it is from its floor (dotted: with untrained networks); the verdicts use the normalised score,
-# whose scale is the seeds', and C3 the residual layers, which are not drawn.
+# Shuffle the images of one network and compare again. With $U(\cdot)$ the U-centred Gram, unbiased CKA is a cosine, so that a thousand shuffles are a
+# few lines:
 
 # %%
-if pairs:
-    found = []
-    for measure in attacks.MEASURES:
-        measured = robustness.cells(attacks.other_measure(study, measure))
-        chosen = [pair for pair in attacks.pairs(study) if {*pair} & {*pairs[0].networks}]
-        found += [measured.curve(*pair).assign(measure=measure) for pair in chosen]
-    found = pd.concat(found).rename(columns={"cka": "similarity"})
-    display(
-        figures.panels(
-            found[~found.layer_a.str.startswith("head")], "similarity", "measure", title="Three other measures"
-        )
+def shuffle_null(k, l, shuffles, generator):
+    k, l = (cka.centre(g.double(), "unbiased") for g in (k, l))
+    k, l = k / k.norm(), l / l.norm()
+    orders = (torch.randperm(len(k), generator=generator) for _ in range(shuffles))
+    return (k * l).sum().item(), np.array([(k * l[o][:, o]).sum().item() for o in orders])
+
+
+def demonstration():
+    layer = evidence.end("layer3")
+    features = [study.features(name, "test")[layer][:256].double() for name in ("untrained-0", f"untrained-{study.seeds - 1}")]
+    observed, null = shuffle_null(*(f @ f.T for f in features), 1000, store.generator("null"))
+    return pd.DataFrame({"observed": [observed], "highest of 1,000 shuffles": [null.max()]})
+
+
+table = study.table("null", demonstration)
+charts.sentence("Two *untrained* networks at the end of stage 3: CKA {}, the highest of 1,000 shuffles {}.", *table.iloc[0])
+
+# %% [markdown]
+# This null is easy to beat: even untrained networks exceed it, as they see the same images. It rules out noise, not trivial causes such as shared
+# input. The baseline that counts is the untrained network, and every criterion here is measured against it.
+#
+# ## 5. Is it the measure?
+#
+# Mutual nearest neighbours (Huh et al. 2024) ask whether an image has the same neighbours in two networks. For each test image, the share of its ten nearest
+# neighbours by cosine in network $a$ that are among those in $b$, less what unrelated features share, takes the place of CKA in C2 to C4; like
+# CKA it is averaged over pairs of different seeds, so that ρ and π are between its own ceiling and floor.
+
+# %%
+NEIGHBOURS, OBJECTIVES = 10, ["sl", "simclr", "sl_simclr_views", "untrained"]
+
+
+def mutual_neighbours():
+    """CKA's stand-in by fold of the images: a, b, layer, and a column for each fold."""
+    layers = [l for l in evidence.layers if l.startswith("layer")]
+    present = [o for o in OBJECTIVES if f"{o}-0" in evidence.comparison.streams]
+    names, nearest = [f"{o}-{i}" for o in present for i in range(study.seeds)], {}
+    for name in names:
+        features = study.features(name, "test")
+        nearest |= {(name, l): probes.nearest(features[l][:2000], features[l][:2000], NEIGHBOURS + 1)[1] for l in layers}
+    images, rows = len(nearest[names[0], layers[0]]), []
+
+    def sets(name, layer):  # (images, images) bool: whether an image is among the ten nearest to another one
+        near = torch.zeros(images, images, dtype=torch.bool).scatter_(1, nearest[name, layer], True)
+        return near.fill_diagonal_(False)
+
+    for layer, (a, b) in itertools.product(layers, itertools.combinations(names, 2)):
+        if a.rpartition("-")[2] == b.rpartition("-")[2]:
+            continue  # one seed: the initial weights are shared
+        overlap = (sets(a, layer) & sets(b, layer)).sum(1).double() / NEIGHBOURS - NEIGHBOURS / (images - 1)
+        rows.append((a, b, layer, *probes.by_fold(pd.DataFrame({"overlap": overlap.numpy()}))["overlap"]))
+    return pd.DataFrame(rows, columns=["a", "b", "layer", *map(str, range(len(rows[0]) - 3))])
+
+
+class Neighbours:
+    """What `Evidence` asks of a comparison, from the table of mutual neighbours."""
+
+    def __init__(self, table):
+        values = table.drop(columns=["a", "b", "layer"]).to_numpy()
+        self.weights, self.streams = np.ones(values.shape[1]), [*dict.fromkeys([*table.a, *table.b])]
+        self.rows = {(a, b, l): v for a, b, l, v in zip(table.a, table.b, table.layer, values)}
+
+    def layers(self, stream):
+        return evidence.comparison.layers(stream)
+
+    def replicates(self, a, layer_a, b, layer_b, estimator="unbiased"):
+        by_fold = self.rows[(a, b, layer_a) if (a, b, layer_a) in self.rows else (b, a, layer_a)]
+        return claims.without_each_fold(by_fold, self.weights)
+
+
+neighbours = dataclasses.replace(evidence, comparison=Neighbours(study.table("neighbours", mutual_neighbours)))
+attack("mutual neighbours", "measure", {c: claims.CLAIMS[c][1](neighbours)[0] for c in ("C2", "C3", "C4")})
+pairs = [("sl", "sl"), ("simclr", "simclr"), ("sl", "simclr"), ("sl", "untrained")]
+charts.lines(neighbours.curves(neighbours.cka, pairs, evidence.blocks()), y_title="share beyond chance", title="Nearest neighbours in common")
+
+# %% [markdown]
+# ## 6. Is it the reading?
+#
+# C6 uses the loss of a fitted projection. Retrieval needs no fit: is the other view of an image the nearest of all test images' other views? The log odds
+# of its rate take the place of the loss. And C7 is judged again with batches of all classes.
+
+# %%
+def log_odds(e, objective, layer):
+    def one(seed):
+        table = e.readings[f"{objective}-{seed}"]["retrieval"]
+        rate = claims.without_each_fold(table[layer].to_numpy(), table.attrs["images"])
+        images = table.attrs["images"].sum()
+        return np.log((rate * images + 0.5) / (images - rate * images + 0.5))
+
+    return claims.over_seeds({(i,): one(i) for i in range(study.seeds)}, study.seeds)
+
+
+class Retrieval(claims.Evidence):
+    """The evidence with the log odds of retrieval in the place of the fitted view loss, in its sign."""
+
+    def reading(self, measure, objective, layer):
+        return -log_odds(self, self.places.get(objective, objective), layer)
+
+
+retrieval = Retrieval(**{f.name: getattr(evidence, f.name) for f in dataclasses.fields(evidence)})
+if "sl_simclr_views" in study.controls:
+    attack("view retrieval", "measure", {"C6": claims.c6(retrieval)[0]})
+    attack("batches of all classes", "measure", {"C7": claims.c7(evidence, "views")[0]})
+
+# %% [markdown]
+# ## 7. Is it of use? Stitching
+#
+# If a layer of SimCLR represents what SL's does, the rest of the SL network should be able to work with it (Lenc and Vedaldi 2015). An affine map of channels,
+# fitted by least squares to carry the other network's layer into SL's, replaces that layer; the cross-entropy of the SL network behind it is
+# set between another SL seed in front (0) and an untrained network (1).
+
+# %%
+FIT, TEST = 512, 1000
+
+
+@torch.no_grad()
+def activations(model, layer, images):
+    outputs = []
+    with taps.tapped(model, taps.resolve(model, [layer]), lambda name, output: outputs.append(output.float().clone())):
+        for batch in images.split(256):
+            model(taps.network_input(batch, model))
+    return torch.cat(outputs)
+
+
+def stitch(a, b):
+    """Weight (d, c, 1, 1) and bias (d,) of the 1x1 convolution that carries a (n, c, h, w) into b (n, d, h, w), by least squares."""
+    x, y = (z.movedim(1, 3).flatten(0, 2).double() for z in (a, b))
+    x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], dim=1)
+    solution = torch.linalg.pinv(x.T @ x, hermitian=True, rtol=1e-10) @ (x.T @ y)
+    return solution[:-1].T[:, :, None, None].float(), solution[-1].float()
+
+
+@torch.no_grad()
+def stitched():
+    """Cross-entropy of SL networks behind another network's layer, by fold: front, i, j, layer, and a column for each fold."""
+    fit, test, rows = study.images.train.images[:FIT], study.images.test.take(slice(TEST)), []
+    for j in range(study.seeds):
+        target = study.network(f"sl-{j}").model
+        for layer, front in itertools.product(evidence.blocks("layer2", "layer3"), ("sl", "simclr", "untrained")):
+            i = (j + 1) % study.seeds
+            model, tail = study.network(f"{front}-{i}").model, models.tail(target, layer)
+            weight, bias = stitch(activations(model, layer, fit), activations(target, layer, fit))
+            logits = torch.cat([tail(F.conv2d(part, weight, bias)) for part in activations(model, layer, test.images).split(256)])
+            loss = F.cross_entropy(logits, test.labels, reduction="none").double().numpy()
+            rows.append((front, i, j, layer, *probes.by_fold(pd.DataFrame({"loss": loss}))["loss"]))
+    return pd.DataFrame(rows, columns=["front", "i", "j", "layer", *map(str, range(len(rows[0]) - 4))])
+
+
+table = study.table("stitching", stitched)
+
+
+def behind(front, layer):
+    rows = table[(table.front == front) & (table.layer == layer)]
+    values = rows.drop(columns=["front", "i", "j", "layer"]).to_numpy()
+    return claims.over_seeds(
+        {(i, j): claims.without_each_fold(v, np.ones(len(v))) for i, j, v in zip(rows.i, rows.j, values)}, study.seeds
     )
 
-# %%
-figures.effect(card, *attacks.MEASURES)
 
-# %% [markdown]
-# All layers of all networks in one plane, by classical multidimensional scaling of their angular shape distances: each line runs
-# from the stem to the pool. Lines that run together and then part are C2 and C4 seen at once.
+def worth(layer):
+    """1: SimCLR's layer serves SL as well as another SL seed's; 0: no better than an untrained one."""
+    floor = behind("untrained", layer)
+    return (floor - behind("simclr", layer)) / (floor - behind("sl", layer))
 
-# %%
-figures.path(
-    attacks.shape_map(study),
-    x="x",
-    y="y",
-    x_title="first coordinate",
-    y_title="second coordinate",
-    title="A map of layers: near is alike up to rotation",
+
+worths = np.mean([worth(l) for l in evidence.blocks("layer2", "layer3")], axis=0)
+attack("stitching", "measure", {"C2": [claims.part("SimCLR's layers serve SL's network", worths, study.seeds, above=0.5)]})
+charts.lines(
+    evidence.curves(behind, ["sl", "simclr", "untrained"], evidence.blocks("layer2", "layer3")),
+    y_title="cross-entropy of SL, nats",
+    rules={"chance": math.log(len(study.summary.classes))},
+    title="Another network's layer in front of SL's rest",
 )
 
 # %% [markdown]
-# ## 7. Is it more than chance?
+# ## 8. Does the map agree? All layers in one plane
 #
-# Shuffle the images of one network and compare again, a thousand times: what CKA do unpaired images give? The calibrated score
-# is $(\mathrm{CKA} - q) / (1 - q)$ with $q$ that null's 95 % quantile: at most 0 for what a shuffle gives, 1 for equal
-# geometry. There are hundreds of cells, so the p value of each is corrected for all: it counts the shuffles whose *largest*
-# cell beats it (Westfall and Young 1993). C2, C3 and C4 are asked to show that the similarity they start from exceeds it.
+# Another family of measures asks how well a rotation lays one cloud of images onto the other: Procrustes' similarity of normalised features, whose arc cosine is a
+# metric (Williams et al. 2021). Classical multidimensional scaling draws it.
 
 # %%
-null = attacks.null(study, one, other) if pairs else pd.DataFrame()
-if pairs:
-    display(
-        charts.heatmap(
-            null, color="calibrated", color_title="calibrated CKA", title=f"Calibrated similarity, {one} with {other}"
-        )
-    )
+def procrustes_angle(x, y):
+    x, y = ((v - v.mean(0)) / np.linalg.norm(v - v.mean(0)) for v in (x, y))
+    width = max(x.shape[1], y.shape[1])
+    x, y = (np.pad(v, ((0, 0), (0, width - v.shape[1]))) for v in (x, y))
+    return math.acos(min(1.0, orthogonal_procrustes(x, y)[1]))
 
-# %%
-if pairs:
-    beyond = (null.p_family < robustness.ALPHA).mean()
-    display(
-        Markdown(f"{beyond:.0%} of {len(null)} cells exceed what shuffled images give, corrected for all of them."),
-        figures.effect(card, "shuffled images"),
-    )
+
+def shape_map():
+    names = [f"{o}-{i}" for o in ("untrained", "sl", "simclr") for i in (0, study.seeds - 1)]
+    points = [(n, l, study.features(n, "test")[l][:256].double().numpy()) for n in names for l in evidence.blocks()]
+    distances = np.array([[procrustes_angle(x, y) for *_, y in points] for *_, x in points])
+    centred = distances**2 - (distances**2).mean(0) - (distances**2).mean(1)[:, None] + (distances**2).mean()
+    values, vectors = np.linalg.eigh(-centred / 2)
+    place = vectors[:, [-1, -2]] * np.sqrt(values[[-1, -2]])
+    rows = [(n, l, evidence.blocks().index(l), *xy) for (n, l, _), xy in zip(points, place)]
+    return pd.DataFrame(rows, columns=["network", "layer", "position", "first coordinate", "second coordinate"])
+
+
+charts.path(study.table("shape-map", shape_map), "first coordinate", "second coordinate", title="All blocks of six networks: near means alike up to rotation")
 
 # %% [markdown]
-# A null this weak is a low bar: any two networks that see the same images pass it in most cells. It guards against noise, not
-# against a dull explanation; sections 3 and 4 do that.
+# *How to read it.* Each line runs from a network's first block to its last. Lines that run together and then part are C2 and C4 at one glance.
 #
-# ## 8. Is view-CKA invariance?
-#
-# A layer that knows the class and nothing of the image gives two views of it high CKA. So take each class's mean off and ask
-# again: what is left is agreement on *which image of its class* this is. And ask for the image itself: is its other view the
-# nearest of all?
+# ## All of it in one look
 
 # %%
-a, b = claims.VIEWS
-tables = {
-    "pooled": attacks.view_cka(study, centred=False),
-    "class means taken off": attacks.view_cka(study, centred=True),
-    "retrieved at rank 1": attacks.retrieval(study),
-}
-shown = ["untrained-0", "sl-0", "simclr-0"]
-found = [
-    robustness.cells(table).curve(f"{n}@{a}", f"{n}@{b}").assign(network=n, measure=name).drop(columns=["a", "b"])
-    for name, table in tables.items()
-    for n in shown
-]
-found = pd.concat(found).rename(columns={"cka": "value", "layer_a": "layer"})
-outputs = found[~found.layer.str.contains("residual|head")]
-figures.panels(outputs, "value", "measure", title="Two views of an image: three questions")
-
-# %%
-figures.effect(card, "class means taken off", "view retrieval")
+ticks = study.keep_attacks(pd.DataFrame(attacks, columns=["row", "value", "family", "name", "whole"]))
+charts.forest(claims.one_look(answers, study.notes(ticks)), ticks, title="Seven claims and what attacks make of them")
 
 # %% [markdown]
-# Which augmentation is it? Each one by itself, against the clean image:
+# *How to read it.* A row is a claim. The axis is in units of the claim's own threshold: 0 is no effect, 1 the smallest that counts. The dot is the weakest part of
+# the claim with its 95 % interval over seeds and images; the grey band is the placebo; a tick is the same part measured again, hollow where only part of the claim was.
 
 # %%
-single = attacks.augmentations(study)
-found = [
-    single.curve(n, f"{n}@{view}").assign(network=n, view=view).drop(columns=["a", "b"])
-    for view in attacks.AUGMENTATIONS
-    for n in shown
-]
-found = pd.concat(found).rename(columns={"cka": "value", "layer_a": "layer"})
-figures.panels(found, "value", "view", title="CKA between the clean image and one augmentation of it", columns=2)
-
-# %%
-figures.effect(card, *(f"{view} only" for view in attacks.AUGMENTATIONS))
+charts.markdown(study.answer(answers))
 
 # %% [markdown]
-# *How to read it.* The untrained network is the baseline: what it already ignores (a flip, say) was not learnt. Retrieval far
-# above chance says that the layer still knows the image; view-CKA that vanishes with the class means said no more than "same
-# class".
-#
-# ## 9. Is it class collapse, or labels at all?
-#
-# CKA with one-hot labels is one way to fit classes. Neural collapse (Papyan, Han and Donoho 2020) asks for more: features close to
-# their class mean, $\mathrm{NC1} = \mathrm{tr}(S_W S_B^+) / C$ small, and class means that form a simplex. The
-# control was trained on shuffled labels, on the same images and with the same recipe. It is a control only where it has fitted
-# them; otherwise the attack asks no more than an untrained network does.
+# <details><summary>Every attack and what it makes of each claim</summary>
 
 # %%
-fitted = [f"random_labels-{seed}" for seed in range(study.seeds)]
-if "random_labels" in study.controls:
-    losses, chance = study.history(fitted).groupby("network").loss.last(), math.log(len(study.summary.classes))
-    display(
-        Markdown(
-            f"The control's loss on its own labels ends at {losses.min():.2f} to {losses.max():.2f} nats; chance is {chance:.2f}"
-            + ("." if losses.max() < chance - claims.NATS else ": **it has not fitted them**, and says little.")
-        )
-    )
-
-# %%
-collapse = attacks.collapse(study)
-figures.panels(
-    collapse[collapse.network.str.endswith("-0")], "value", "quantity", title="Neural collapse along the layers"
-)
-
-# %%
-figures.effect(card, "nearest class centre", "shuffled labels")
+wide = ticks[~ticks.name.str.startswith("without seed")].pivot_table(index="name", columns="row", values="value", sort=False)
+charts.markdown(wide.round(2).astype(object).where(wide.notna(), "").reset_index().rename(columns={"name": "attack"}))
 
 # %% [markdown]
-# ## 10. Does the head tell another story?
-#
-# SimCLR's projection head is thrown away after training, yet it is where its objective acts (Bordes et al. 2022). Here every
-# head layer beside the pool; then C4 and C6 with the head in the pool's place.
-
-# %%
-rows = []
-for n in ("sl-0", "simclr-0"):
-    for layer in [l for l in comparison.layers(n) if l.startswith(("pool", "head"))]:
-        for quantity, cell in {
-            "CKA with the classes": (n, layer, "labels", "labels"),
-            "CKA between two views": (f"{n}@{a}", layer, f"{n}@{b}", layer),
-        }.items():
-            value, low, high = comparison.interval(lambda c, x=cell: c(*x))
-            rows.append({"layer": f"{n}, {layer}", "quantity": quantity, "cka": value, "low": low, "high": high})
-charts.bars(
-    pd.DataFrame(rows),
-    "layer",
-    "cka",
-    "quantity",
-    value_title="CKA",
-    domain=(0, 1),
-    title="From the pool through the head",
-)
-
-# %%
-figures.effect(card, "head for pool")
-
-# %% [markdown]
-# ## 11. Is it of use? Stitching
-#
-# If a layer of SimCLR represents what SL's does, the rest of the SL network should be able to work with it. A 1x1 convolution,
-# fitted by least squares to carry the other network's layer into SL's (training images, no labels), replaces that layer;
-# the SL network's test accuracy behind it is the measure. Ceiling: another SL seed in front. Floor: an untrained network.
-
-# %%
-if pairs:
-    table = attacks.stitching(study)
-    measured = robustness.cells(table)
-    fronts = [(t, o) for t, o in dict.fromkeys(zip(table.a, table.b)) if t == pairs[0].networks[0]]
-    found = pd.concat([measured.curve(*pair).assign(front=pair[1].rpartition("-")[0]) for pair in fronts])
-    display(
-        charts.curves(
-            found.assign(comparison=[f"sl-{front}" for front in found.front]).rename(columns={"cka": "accuracy"}),
-            y="accuracy",
-            y_title="test accuracy of the SL network",
-            title="Another network's layer, stitched into SL",
-        )
-    )
-
-# %%
-figures.effect(card, "stitching")
-
-# %% [markdown]
-# *How to read it.* Dashed: another SL seed in front, what stitching costs by itself. Dotted: random weights in front. C2 asks
-# SimCLR's curve to keep most of the ceiling's accuracy above chance through the middle of the network.
-#
-# ## 12. Does dissimilarity matter?
-#
-# If CKA measures something that counts (Ding et al. 2021), layers that are less alike should also differ more in what can be read
-# from them. Spearman's correlation over layers of $1 - \mathrm{CKA}$ with the gap in probe accuracy:
-
-# %%
-if pairs:
-    display(
-        figures.scatter(
-            attacks.gaps(study, evidence, probe),
-            "dissimilarity",
-            "gap",
-            x_title="1 - CKA(SL, SimCLR)",
-            y_title="gap in linear-probe accuracy",
-            title="Are layers that are less alike also read differently?",
-        )
-    )
-    said = [
-        f"{e.of}: {e.value:.2f} [{e.low:.2f}, {e.high:.2f}], permutation p = {p:.3f}"
-        for e, p in attacks.correlations(study, evidence, probe).values()
-    ]
-    display(Markdown("Rank correlation over layers: " + "; ".join(said) + "."), figures.effect(card, "probe gap"))
-
-# %% [markdown]
-# Layers feed one another, so their number overstates the evidence; a correlation that is not clearly positive leaves open whether
-# CKA's distance says anything of what can be read.
+# </details>
 #
 # ## What we found, and what would change our mind
-
-# %%
-figures.survivors(card)
-
-# %% [markdown]
-# The card is kept as `card.json` beside the verdicts. It speaks of this run: its networks, its images, its scale. What it cannot
-# attack is shared by all rows: one architecture, one image set, few seeds, intervals over images and not over trainings. A
-# verdict that is overturned by one measure and held by all others says as much about that measure as about the claim; one
-# that is overturned by a control is gone.
 #
-# Next: [06 Between the objectives](06_between_the_objectives.ipynb) · Overview: [00](00_overview.ipynb)
+# Attacks change no verdict: they say how far it can be trusted. What none of them touches is shared by all rows: one architecture, one set of images, one
+# recipe. A claim whose ticks scatter over both sides of 1 depends on how similarity is measured.
+#
+# Previous: [04 Implicit objective](04_implicit_objective.ipynb) · Next: [06 Between the objectives](06_between_the_objectives.ipynb) ·
+# Overview: [00](00_overview.ipynb)
 #
 # **References.** Song et al. (2012), *Feature selection via dependence maximization*. Davari et al. (2022), *Reliability of CKA as a
 # similarity measure in deep learning*. Cui et al. (2022), *Deconfounded representation similarity*. Huh et al. (2024), *The Platonic
-# representation hypothesis*. Williams et al. (2021), *Generalized shape metrics on neural representations*. Kriegeskorte et al.
-# (2008), *Representational similarity analysis*. Papyan, Han, Donoho (2020), *Prevalence of neural collapse*. Bordes et al. (2022),
-# *Guillotine regularization*. Bansal, Nakkiran, Barak (2021), *Revisiting model stitching*. Ding et al. (2021), *Grounding
-# representation similarity with statistical testing*.
-
-# %% [markdown]
-# ---
-# How the numbers are made, and versions, parameters and time of this execution:
+# representation hypothesis*. Williams et al. (2021), *Generalized shape metrics on neural representations*. Lenc and Vedaldi (2015), *Understanding image
+# representations by measuring their equivariance and equivalence*. Bansal, Nakkiran, Barak (2021), *Revisiting model stitching*.
 
 # %%
-display(figures.markdown(study.protocol()), figures.markdown(study.colophon()))
+charts.markdown(study.colophon())

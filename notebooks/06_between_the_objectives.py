@@ -30,63 +30,32 @@
 # and equal where every image is a class of its own. Beside the ladder stand other families: BYOL, Barlow Twins and VICReg, which
 # have no negatives, and the prediction of rotations, which has no pairs.
 #
-# As it stands here this notebook draws the published run on CIFAR-10 from its tables. `artefacts = None` in the next cell trains the
+# As it stands here this notebook draws the published run on CIFAR-10 from its tables. `profile = "quick"` in the next cell trains the
 # networks that its settings ask for instead, a quarter of an hour on two cores if none is there yet.
 #
 # Previous: [05 Is it real?](05_is_it_real.ipynb) · Next: [07 When it happens](07_when_it_happens.ipynb) · Overview: [00](00_overview.ipynb)
 
 # %% tags=["parameters"]
-data = "shapes"  # str: "shapes" (embedded), a torchvision set such as "cifar10", or a folder with train/ and test/
-train_images = 1024  # int: images trained on; None for all
-test_images = 512  # int: images compared and tested on; None for all
-image_size = None  # int: pixels a side that images are resized to; None leaves them as they are
-architecture = "resnet18"  # str: resnet18, resnet34 or resnet50
-width = 8  # int: channels of the first stage; 64 is the standard network
-epochs_sl = 5  # int: epochs of supervised training
-epochs_simclr = 8  # int: epochs of SimCLR
-batch_size = 128  # int: images in a training batch
-seeds = 2  # int: networks per objective
-controls = ["sl_simclr_views", "random_labels"]  # list: further objectives to train; 05 needs these two
-recipe = {}  # dict: other training settings, such as {"simclr": {"learning_rate": 0.2}}
-device = "auto"  # str: cpu, cuda, mps, or auto
-out = "../runs/tiny"  # str: where networks, tables and verdicts are kept
-artefacts = (
-    "../results/cifar10-beyond"  # str: published results to draw, with their own settings for all above; None trains
-)
+profile = "results/cifar10-beyond"  # str: a profile (quick, gpu, ...), a YAML file, or published results to draw, such as "results/cifar10"; paths count from the checkout
+changes = {}  # dict: other fields of the study, such as {"data": "~/my-images", "width": 32}
 
 # %%
 import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from repsim import charts, figures, ladder, losses, predictions, publish, render, rng
+from repsim import charts, figures, ladder, losses, predictions, publish, render, store
 from repsim.study import Study
 
 render.use()
-study = Study(
-    data=data,
-    train_images=train_images,
-    test_images=test_images,
-    image_size=image_size,
-    architecture=architecture,
-    width=width,
-    epochs_sl=epochs_sl,
-    epochs_simclr=epochs_simclr,
-    batch_size=batch_size,
-    seeds=seeds,
-    controls=controls,
-    recipe=recipe,
-    device=device,
-    out=out,
-    artefacts=artefacts,
-)
+study = Study.open(profile, **changes)
 Markdown(
     f"**This run:** {study.basis()}. On the ladder {study.settings('supcon-0').epochs} epochs for every objective; "
     f"{ladder.seeds(study, 'byol')} network of each family."
 )
 
 # %%
-za, zb = torch.randn(2, 32, 16, generator=rng.generator("ladder")).unbind()
+za, zb = torch.randn(2, 32, 16, generator=store.generator("ladder")).unbind()
 alone = torch.arange(32)
 assert torch.isclose(losses.supcon(za, zb, alone), losses.nt_xent(za, zb))
 assert torch.isclose(losses.nscl(za, zb, alone), losses.nt_xent(za, zb))
@@ -115,16 +84,7 @@ Markdown("Where the ladder parts most:\n\n" + "\n".join(f"- {parting}" for parti
 drops = ladder.drops(evidence)
 if len(drops):
     drops["step"] += ", seed " + drops["seed"]
-    display(
-        charts.bars(
-            drops,
-            "step",
-            "drop",
-            "layers",
-            title="How far neighbouring rungs are apart",
-            value_title="1 - normalised CKA",
-        )
-    )
+    display(charts.bars(drops, "step", "drop", "layers", title="How far neighbouring rungs are apart", value_title="1 - normalised CKA"))
 
 # %% [markdown]
 # *How to read it.* A bar is one step of the ladder in one seed: 0 says that the two rungs differ no more than two seeds of one rung
@@ -153,16 +113,7 @@ figures.markdown(ladder.learnt(study))
 ends = [("untrained", ladder.RUNGS[0]), ("untrained", ladder.RUNGS[-1])]
 if len(drops):
     floor = ladder.curves(evidence, ends)
-    display(
-        charts.curves(
-            floor,
-            color="step",
-            kind="panels",
-            domain=None,
-            y_title="normalised CKA",
-            title="What the beginning leaves in common",
-        )
-    )
+    display(charts.curves(floor, color="step", kind="panels", domain=None, y_title="normalised CKA", title="What the beginning leaves in common"))
 
 # %% [markdown]
 # Each rung with the one before:
@@ -170,16 +121,7 @@ if len(drops):
 # %%
 if len(drops):
     steps = ladder.curves(evidence, ladder.STEPS)
-    display(
-        charts.curves(
-            steps,
-            color="step",
-            kind="panels",
-            domain=None,
-            y_title="normalised CKA",
-            title="Each rung with the rung before it",
-        )
-    )
+    display(charts.curves(steps, color="step", kind="panels", domain=None, y_title="normalised CKA", title="Each rung with the rung before it"))
 
 # %% [markdown]
 # and each with cross-entropy, the first:
@@ -187,16 +129,7 @@ if len(drops):
 # %%
 if len(drops):
     whole = ladder.curves(evidence, [(ladder.RUNGS[0], rung) for rung in ladder.RUNGS[1:]])
-    display(
-        charts.curves(
-            whole,
-            color="step",
-            kind="panels",
-            domain=None,
-            y_title="normalised CKA",
-            title="Each rung with cross-entropy",
-        )
-    )
+    display(charts.curves(whole, color="step", kind="panels", domain=None, y_title="normalised CKA", title="Each rung with cross-entropy"))
 
 # %% [markdown]
 # *How to read it.* Two lines of a colour are two seeds. Values above 1 are what networks owe to a beginning and to views in common.
@@ -214,31 +147,16 @@ pool = near[near.layer == "pool"].assign(
     objective=[ladder.TITLES[a.rpartition("-")[0]] for a in near[near.layer == "pool"].a],
     versus=["with " + ladder.TITLES[b.rpartition("-")[0]] for b in near[near.layer == "pool"].b],
 )
-charts.bars(
-    pool,
-    "objective",
-    "cka",
-    "versus",
-    value_title="CKA at the pool",
-    title="All objectives between the two ends",
-    domain=(0, 1),
-)
+charts.bars(pool, "objective", "cka", "versus", value_title="CKA at the pool", title="All objectives between the two ends", domain=(0, 1))
 
 # %%
-simclr = near[(near.b == "simclr-0") & ~near.a.str.startswith("ce_views")].assign(
-    objective=lambda t: [a.rpartition("-")[0] for a in t.a]
-)
+simclr = near[(near.b == "simclr-0") & ~near.a.str.startswith("ce_views")].assign(objective=lambda t: [a.rpartition("-")[0] for a in t.a])
 charts.curves(simclr, color="objective", kind="panels", title="CKA with SimCLR, layer by layer")
 
 # %%
 figures.path(
-    ladder.plane(near),
-    x="x",
-    y="y",
-    x_title="CKA with cross-entropy",
-    y_title="CKA with SimCLR",
-    title="The families between the two ends, from the stem to the pool",
-    domain=(0, 1),
+    ladder.plane(near), x="x", y="y", x_title="CKA with cross-entropy", y_title="CKA with SimCLR",
+    title="The families between the two ends, from the stem to the pool", domain=(0, 1),
 )
 
 # %% [markdown]
@@ -258,10 +176,7 @@ kept = ["x", "y", "scale", "rotation", "foreground_hue", "background_hue"]
 shown = [f"{objective}-0" for objective in (*ladder.RUNGS, "rotation", "untrained")]
 table = factors[factors.network.isin(shown) & factors.factor.isin(kept) & ~factors.layer.str.startswith("head")]
 table = pd.concat([table[table.factor == name] for name in kept])
-display(
-    Markdown(f"**Here:** {embedded.basis()}."),
-    figures.panels(table, "score", "factor", title="What a linear reader finds of each factor, R²"),
-)
+display(Markdown(f"**Here:** {embedded.basis()}."), figures.panels(table, "score", "factor", title="What a linear reader finds of each factor, R²"))
 
 # %% [markdown]
 # *How to read it.* A panel is a factor that the images were drawn with, a line a rung. A line that falls towards the pool drops the
@@ -276,9 +191,7 @@ display(*(figures.describe(p, figures.PREDICTED) for p in position))
 
 # %%
 counts = pd.Series([predictions.outcome(p) for p in judged]).value_counts()
-said = ", ".join(
-    f"{counts.get(word, 0)} {word}" for word in (predictions.CONFIRMED, predictions.REFUTED, predictions.OPEN)
-)
+said = ", ".join(f"{counts.get(word, 0)} {word}" for word in (predictions.CONFIRMED, predictions.REFUTED, predictions.OPEN))
 Markdown(f"Of {len(judged)} predictions: {said}. " + " ".join(f"For the {parting}." for parting in partings))
 
 # %% [markdown]

@@ -12,7 +12,7 @@
 # The curves of **C2** to **C7** at the end of training are the outcome of a course. When do two objectives come to agree, when
 # do they begin to part, and does a network know the classes before it ignores the augmentations, or after?
 #
-# As it stands here this notebook draws the published run on CIFAR-10 from its tables. `artefacts = None` in the next cell trains the
+# As it stands here this notebook draws the published run on CIFAR-10 from its tables. `profile = "quick"` in the next cell trains the
 # networks that its settings ask for instead, a quarter of an hour on two cores if none is there yet.
 #
 # Previous: [06 Between the objectives](06_between_the_objectives.ipynb) · Next: [08 Auxiliary tasks](08_auxiliary_tasks.ipynb) · The end
@@ -20,23 +20,8 @@
 # Overview: [00](00_overview.ipynb)
 
 # %% tags=["parameters"]
-data = "shapes"  # str: "shapes" (embedded), a torchvision set such as "cifar10", or a folder with train/ and test/
-train_images = 1024  # int: images trained on; None for all
-test_images = 512  # int: images compared and tested on; None for all
-image_size = None  # int: pixels a side that images are resized to; None leaves them as they are
-architecture = "resnet18"  # str: resnet18, resnet34 or resnet50
-width = 8  # int: channels of the first stage; 64 is the standard network
-epochs_sl = 5  # int: epochs of supervised training
-epochs_simclr = 8  # int: epochs of SimCLR
-batch_size = 128  # int: images in a training batch
-seeds = 2  # int: networks per objective
-controls = ["sl_simclr_views", "random_labels"]  # list: further objectives to train; 05 needs these two
-recipe = {}  # dict: other training settings, such as {"simclr": {"learning_rate": 0.2}}
-device = "auto"  # str: cpu, cuda, mps, or auto
-out = "../runs/tiny"  # str: where networks, tables and verdicts are kept
-artefacts = (
-    "../results/cifar10-beyond"  # str: published results to draw, with their own settings for all above; None trains
-)
+profile = "results/cifar10-beyond"  # str: a profile (quick, gpu, ...), a YAML file, or published results to draw, such as "results/cifar10"; paths count from the checkout
+changes = {}  # dict: other fields of the study, such as {"data": "~/my-images", "width": 32}
 
 # %%
 import pandas as pd
@@ -46,30 +31,14 @@ from repsim import charts, claims, figures, moments, palette, predictions, publi
 from repsim.study import Study
 
 render.use()
-study = Study(
-    data=data,
-    train_images=train_images,
-    test_images=test_images,
-    image_size=image_size,
-    architecture=architecture,
-    width=width,
-    epochs_sl=epochs_sl,
-    epochs_simclr=epochs_simclr,
-    batch_size=batch_size,
-    seeds=seeds,
-    controls=controls,
-    recipe=recipe,
-    device=device,
-    out=out,
-    artefacts=artefacts,
-)
+study = Study.open(profile, **changes)
 Markdown(f"**This run:** {study.basis()}.")
 
 # %% [markdown]
 # ## The answer of this run
 
 # %%
-judged = predictions.keep(moments.predictions(study), out, "07")
+judged = predictions.keep(moments.predictions(study), study.out, "07")
 figures.predictions(judged)
 
 # %%
@@ -85,20 +54,10 @@ panels = {
 course = pd.concat([rows.assign(panel=panel) for panel, rows in panels.items()])
 course["pair"] = ["sl-simclr" if "and" in of else palette.objective(of) for of in course.of]
 plan = {n: moments.schedule(moments.steps(study, f"{n}-0")) for n in ("sl", "simclr")}
-said = {
-    s: f"{figures.percent(s)}: step {plan['sl'][s]} in SL, {plan['simclr'][s]} in SimCLR"
-    for s in moments.moments(study)
-}
+said = {s: f"{figures.percent(s)}: step {plan['sl'][s]} in SL, {plan['simclr'][s]} in SimCLR" for s in moments.moments(study)}
 course = course.assign(said=course.share.map(said), network=course.of).drop(columns="of")
 charts.timeline(
-    course,
-    "value",
-    color="pair",
-    step="share",
-    panel="panel",
-    says="said",
-    y_title="CKA",
-    domain=(0, 1.2),
+    course, "value", color="pair", step="share", panel="panel", says="said", y_title="CKA", domain=(0, 1.2),
     title="From the first step to the last: move the slider",
 )
 
@@ -139,9 +98,7 @@ rows = [
     | {
         f"{title}: step (epoch), images": f"{r.step:.0f} ({r.epoch:.2g}), {r.images_seen:,.0f}"
         for name, title in (("sl-0", "SL"), ("simclr-0", "SimCLR"))
-        for r in table[(table.of == name) & (table.share == share) & (table.measure == "class CKA")]
-        .head(1)
-        .itertuples()
+        for r in table[(table.of == name) & (table.share == share) & (table.measure == "class CKA")].head(1).itertuples()
     }
     for share in moments.moments(study)
 ]
@@ -160,16 +117,13 @@ figures.forest(judged, title="What each answer rests on", marks=figures.PREDICTE
 # side. Times are shares of training; a comparison of two times is the logarithm of their ratio, 1 being ten times later. A row
 # without a mark has no such time: something gained too little to have a half. The times themselves, as shares of training:
 
-
 # %%
 def told(t):
     percent = figures.percent
     return f"{percent(t.value)} ({percent(t.low)} to {percent(t.high)})" if t.value == t.value else "none"
 
 
-times = pd.DataFrame(
-    [(of, what, told(t)) for (of, what), t in moments.times(study).items()], columns=["of", "what", "time"]
-)
+times = pd.DataFrame([(of, what, told(t)) for (of, what), t in moments.times(study).items()], columns=["of", "what", "time"])
 for kind in (times.of.str.contains("and"), ~times.of.str.contains("and")):
     if kind.any():
         display(figures.markdown(times[kind].pivot(index="of", columns="what", values="time").reset_index()))
@@ -189,13 +143,8 @@ if pairs:
     display(
         figures.over_time(
             agreement.assign(panel=[f"{kind} layers, {of}" for kind, of in zip(agreement.kind, agreement.of)]),
-            "panel",
-            "group",
-            y_title="normalised CKA",
-            title="SL with SimCLR, relative to seeds at the same moment",
-            columns=2,
-            domain=(0, 1.4),
-            scheme="viridis",
+            "panel", "group", y_title="normalised CKA", title="SL with SimCLR, relative to seeds at the same moment",
+            columns=2, domain=(0, 1.4), scheme="viridis",
         )
     )
 
@@ -207,18 +156,10 @@ display(figures.describe(judged[0], figures.PREDICTED), figures.describe(judged[
 # their input is; what training does to that likeness is the shape of these lines.
 
 # %%
-raw = (
-    table[(table.measure == "CKA") & table.layer.isin(moments.read_layers(agree.layer.unique()))]
-    if pairs
-    else table[:0]
-)
+raw = table[(table.measure == "CKA") & table.layer.isin(moments.read_layers(agree.layer.unique()))] if pairs else table[:0]
 if pairs:
     raw = raw.assign(comparison=[palette.comparison(*of.split(" and ")) for of in raw.of])
-    display(
-        figures.over_time(
-            raw, "layer", "comparison", y_title="CKA", title="CKA at the ends of stages and the pool", domain=(0, 1)
-        )
-    )
+    display(figures.over_time(raw, "layer", "comparison", y_title="CKA", title="CKA at the ends of stages and the pool", domain=(0, 1)))
 
 # %% [markdown]
 # ## Class information, before or after invariance?
@@ -227,20 +168,14 @@ if pairs:
 # augmentations more. A way that goes right first and then up learns classes first.
 
 # %%
-wide = (
-    table[table.measure.isin(["class CKA", "view CKA"])]
-    .pivot_table(index=["of", "layer", "share"], columns="measure", values="value", sort=False)
-    .reset_index()
-)
+wide = table[table.measure.isin(["class CKA", "view CKA"])].pivot_table(
+    index=["of", "layer", "share"], columns="measure", values="value", sort=False
+).reset_index()
 layers = moments.read_layers(agree.layer.unique() if pairs else wide.layer.unique())
 plane = wide[wide.layer.isin(layers)].rename(columns={"of": "network", "class CKA": "classes", "view CKA": "views"})
 plane = plane.assign(position=[layers.index(l) for l in plane.layer])
 figures.courses(
-    plane,
-    "classes",
-    "views",
-    x_title="CKA with the classes",
-    y_title="CKA between views",
+    plane, "classes", "views", x_title="CKA with the classes", y_title="CKA between views",
     title="Classes and invariance, moment by moment (points grow with time)",
 )
 
@@ -250,9 +185,7 @@ figures.courses(
 # would give with all of them.
 
 # %%
-read = table[
-    table.measure.isin(["class CKA", "view CKA", "linear probe", "10-NN", "NT-Xent"]) & (table.layer == "pool")
-]
+read = table[table.measure.isin(["class CKA", "view CKA", "linear probe", "10-NN", "NT-Xent"]) & (table.layer == "pool")]
 read = read.assign(objective=[palette.objective(of) for of in read.of])
 figures.over_time(read, "measure", "objective", y_title="at the pool", title="What the pool holds over training")
 
@@ -271,14 +204,11 @@ embedded = publish.factored(study)
 factors = moments.curves(embedded)
 factors = factors[factors.measure.str.startswith("factor ") & (factors.layer == "pool")]
 factors = factors.assign(
-    objective=[palette.objective(of) for of in factors.of],
-    factor=factors.measure.str.removeprefix("factor ").str.replace("_", " "),
+    objective=[palette.objective(of) for of in factors.of], factor=factors.measure.str.removeprefix("factor ").str.replace("_", " ")
 )
 display(
     Markdown(f"**Here:** {embedded.basis()}."),
-    figures.over_time(
-        factors, "factor", "objective", y_title="read out", title="Factors at the pool over training", columns=4
-    ),
+    figures.over_time(factors, "factor", "objective", y_title="read out", title="Factors at the pool over training", columns=4),
 )
 
 # %%
@@ -289,9 +219,7 @@ for objective in ("sl", "simclr"):
     gained = [f"{f} ({c:+.2f})" for f, c in change[::-1].items() if c > claims.EFFECT]
     lost = [f"{f} ({c:+.2f})" for f, c in change.items() if c < -claims.EFFECT]
     title = {"sl": "SL", "simclr": "SimCLR"}[objective]
-    said.append(
-        f"**{title}** gains {', '.join(gained) or 'nothing to speak of'}; gives up {', '.join(lost) or 'nothing to speak of'}."
-    )
+    said.append(f"**{title}** gains {', '.join(gained) or 'nothing to speak of'}; gives up {', '.join(lost) or 'nothing to speak of'}.")
 colour = moments.predictions(embedded)[4:]
 display(Markdown("\n\n".join(said)), *(figures.describe(c, figures.PREDICTED) for c in colour))
 

@@ -22,30 +22,15 @@
 # run, whose probes at every depth were seen in those trials, so there only seed 1 and other studies are a test. Each is judged as
 # the claims are: on numbers with 95 % intervals, for every seed.
 #
-# As it stands here this notebook draws the published run on CIFAR-10 from its tables. `artefacts = None` in the next cell trains the
+# As it stands here this notebook draws the published run on CIFAR-10 from its tables. `profile = "quick"` in the next cell trains the
 # networks that its settings ask for instead, a quarter of an hour on two cores if none is there yet.
 #
 # Previous: [07 When it happens](07_when_it_happens.ipynb) · Next: [09 Your own models](09_your_own_models.ipynb) ·
 # Overview: [00](00_overview.ipynb)
 
 # %% tags=["parameters"]
-data = "shapes"  # str: "shapes" (embedded), a torchvision set such as "cifar10", or a folder with train/ and test/
-train_images = 1024  # int: images trained on; None for all
-test_images = 512  # int: images compared and tested on; None for all
-image_size = None  # int: pixels a side that images are resized to; None leaves them as they are
-architecture = "resnet18"  # str: resnet18, resnet34 or resnet50
-width = 8  # int: channels of the first stage; 64 is the standard network
-epochs_sl = 5  # int: epochs of supervised training
-epochs_simclr = 8  # int: epochs of SimCLR
-batch_size = 128  # int: images in a training batch
-seeds = 2  # int: networks per objective
-controls = ["sl_simclr_views", "random_labels"]  # list: further objectives to train; 05 needs these two
-recipe = {}  # dict: other training settings, such as {"simclr": {"learning_rate": 0.2}}
-device = "auto"  # str: cpu, cuda, mps, or auto
-out = "../runs/tiny"  # str: where networks, tables and verdicts are kept
-artefacts = (
-    "../results/cifar10-beyond"  # str: published results to draw, with their own settings for all above; None trains
-)
+profile = "results/cifar10-beyond"  # str: a profile (quick, gpu, ...), a YAML file, or published results to draw, such as "results/cifar10"; paths count from the checkout
+changes = {}  # dict: other fields of the study, such as {"data": "~/my-images", "width": 32}
 
 # %%
 import pandas as pd
@@ -55,23 +40,7 @@ from repsim import auxiliary, charts, figures, publish, render
 from repsim.study import Study
 
 render.use()
-study = Study(
-    data=data,
-    train_images=train_images,
-    test_images=test_images,
-    image_size=image_size,
-    architecture=architecture,
-    width=width,
-    epochs_sl=epochs_sl,
-    epochs_simclr=epochs_simclr,
-    batch_size=batch_size,
-    seeds=seeds,
-    controls=controls,
-    recipe=recipe,
-    device=device,
-    out=out,
-    artefacts=artefacts,
-)
+study = Study.open(profile, **changes)
 names = [f"{objective}-{seed}" for objective in auxiliary.objectives(study) for seed in range(study.seeds)]
 Markdown(f"**This run:** {study.basis()}; networks of this chapter: {', '.join(names)}.")
 
@@ -122,25 +91,15 @@ Markdown(
 # %%
 cut = ["untrained-0", "sl-0", "simclr-0"]
 curves = [
-    auxiliary.curves(tables.transfer, cut, tables.depths, task, "probe").assign(task=f"{task}, probe")
-    for task in tables.tasks
+    auxiliary.curves(tables.transfer, cut, tables.depths, task, "probe").assign(task=f"{task}, probe") for task in tables.tasks
 ]
 task = tables.tasks[0]
 tuned = auxiliary.curves(tables.finetuned, cut, tables.depths, task, "fine-tuned")
 curves += [tuned.assign(task=f"{task}, fine-tuned on {auxiliary.LABELLED} images")]
-figures.panels(
-    pd.concat(curves).rename(columns={"value": "accuracy"}),
-    "accuracy",
-    "task",
-    title="The second set, from every depth, seed 0",
-)
+figures.panels(pd.concat(curves).rename(columns={"value": "accuracy"}), "accuracy", "task", title="The second set, from every depth, seed 0")
 
 # %%
-figures.forest(
-    [found[i] for i in ("8.1", "8.2", "8.3", "8.5")],
-    title="Cutting: what the predictions rest on",
-    marks=figures.PREDICTED,
-)
+figures.forest([found[i] for i in ("8.1", "8.2", "8.3", "8.5")], title="Cutting: what the predictions rest on", marks=figures.PREDICTED)
 
 # %% [markdown]
 # *How to read it.* Compare each line's end of stage 3 with its pool: a fall says that cutting helps. The grey line is what the
@@ -150,7 +109,6 @@ figures.forest(
 for i in ("8.1", "8.2", "8.3", "8.4", "8.5"):
     display(figures.describe(found[i], figures.PREDICTED))
 
-
 # %%
 def at_pool(cells, objective, measure):
     names = [f"{objective}-{seed}" for seed in range(study.seeds)]
@@ -158,10 +116,7 @@ def at_pool(cells, objective, measure):
 
 
 peaks = ", ".join(f"{layer} in {name}" for name, layer in tables.peaks.items())
-tuned = "; ".join(
-    f"{said} {at_pool(tables.finetuned, o, 'fine-tuned')}"
-    for o, said in zip(["untrained", "sl", "simclr"], ["from scratch", "SL", "SimCLR"])
-)
+tuned = "; ".join(f"{said} {at_pool(tables.finetuned, o, 'fine-tuned')}" for o, said in zip(["untrained", "sl", "simclr"], ["from scratch", "SL", "SimCLR"]))
 Markdown(
     f"On validation images a probe of the class peaks at {peaks}. Fine-tuned whole, networks are right about the {task} of these "
     f"shares of the test images, chance being {auxiliary.chance(task):.2f}: {tuned}; a probe of SimCLR's pool with nothing tuned of "
@@ -194,11 +149,7 @@ near = near.rename(columns={"layer_a": "layer"}).drop(columns=["low", "high"])
 charts.curves(near, domain=None, width=420, title="CKA with SL of another seed, at every depth")
 
 # %%
-figures.forest(
-    [found[i] for i in ("8.6", "8.7", "8.8", "8.9")],
-    title="Placing: what the predictions rest on",
-    marks=figures.PREDICTED,
-)
+figures.forest([found[i] for i in ("8.6", "8.7", "8.8", "8.9")], title="Placing: what the predictions rest on", marks=figures.PREDICTED)
 
 # %% [markdown]
 # *How to read it.* Each row is a difference of two networks on the same test images, and of one seed. An empty panel is left out: a
@@ -222,18 +173,13 @@ rows = rows[rows.factor.isin(kept) & rows.layer.isin(tables.depths)]
 lines = rows.drop(columns=["low", "high"])
 display(
     Markdown(f"**Here:** {embedded.basis()}."),
-    figures.panels(
-        lines, "score", "factor", title="What each layer knows of position, scale, rotation, colour and texture"
-    ),
+    figures.panels(lines, "score", "factor", title="What each layer knows of position, scale, rotation, colour and texture"),
 )
 
 # %%
 at = rows[rows.layer == "pool"].pivot(index="factor", columns="network", values="score").loc[kept]
 read = at[at.max(axis=1) > 0.05]  # the others nobody reads
-said = [
-    f"*{f}* is kept most by {v.idxmax()} ({v.max():.2f}) and least by {v.idxmin()} ({v.min():.2f})"
-    for f, v in read.iterrows()
-]
+said = [f"*{f}* is kept most by {v.idxmax()} ({v.max():.2f}) and least by {v.idxmin()} ({v.min():.2f})" for f, v in read.iterrows()]
 said += [f"*{f}* is read from none" for f in kept if f not in read.index]
 Markdown("At the pool: " + "; ".join(said) + ".")
 
@@ -256,9 +202,7 @@ rows = near[near.network.str.startswith(("sl-", "simclr-", "simclr_simplex", "si
 charts.curves(rows, domain=None, width=420, title="CKA with SL of another seed: SimCLR, and SimCLR with prototypes")
 
 # %%
-figures.forest(
-    [found[i] for i in ("8.10", "8.11", "8.12")], title="Pulling: what the predictions rest on", marks=figures.PREDICTED
-)
+figures.forest([found[i] for i in ("8.10", "8.11", "8.12")], title="Pulling: what the predictions rest on", marks=figures.PREDICTED)
 
 # %% [markdown]
 # *How to read it.* SimCLR and SimCLR with prototypes share initial weights, batches and views; the line of SL, another seed of the

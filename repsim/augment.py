@@ -1,10 +1,10 @@
 """Random views of whole batches, on the images' device: one draw per image, from an explicit generator.
 
-Each view is a function of images uint8 (n, 3, h, w) and a generator, and gives network inputs float32 (n, 3, h, w) in the
-scale of `repsim.data.as_input`; with `rows`, a slice, only these rows of the same. The draws follow torchvision's per-image
-transforms: RandomResizedCrop, RandomHorizontalFlip, ColorJitter (in the order brightness, contrast, saturation, hue, which
-torchvision shuffles), RandomGrayscale, and RandomCrop with padding. They are made on the generator's device: a CPU generator
-gives the same draws on every device.
+Each view is a function of images uint8 (n, c, h, w), c 3 or 1, and a generator, and gives network inputs float32 (n, c, h, w)
+in the scale of `repsim.data.as_input`; with `rows`, a slice, only these rows of the same. The draws follow torchvision's
+per-image transforms: RandomResizedCrop, RandomHorizontalFlip, ColorJitter (in the order brightness, contrast, saturation, hue,
+which torchvision shuffles), RandomGrayscale, and RandomCrop with padding. They are made on the generator's device: a CPU
+generator gives the same draws on every device.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def simclr(
     """SimCLR's views for small images (Chen et al. 2020, appendix B.9): resized crop, flip, colour jitter, grayscale, no blur.
 
     Args:
-        scale, ratio: range of the crop's share of the area ((1, 1): not cropped), and of its width over its height.
+        scale, ratio: range of the crop's fraction of the area ((1, 1): not cropped), and of its width over its height.
         flip, jitter_p, grayscale_p: probabilities.
         jitter: strengths of brightness, contrast, saturation (factors in 1 -+ strength) and hue (shift in -+ strength turns).
 
     Raises:
         TypeError: images that are not uint8; no generator.
-        ValueError: images that are not (n, 3, h, w); a range, strength or probability out of bounds.
+        ValueError: images that are not (n, c, h, w); a range, strength or probability out of bounds.
     """
     _check(images, generator, flip=flip, jitter_p=jitter_p, grayscale_p=grayscale_p)
     if not (len(scale) == len(ratio) == 2 and 0 < scale[0] <= scale[1] <= 1 and 0 < ratio[0] <= ratio[1] < math.inf):
@@ -53,15 +53,14 @@ def simclr(
     if not (len(jitter) == 4 and all(0 <= s <= 1 for s in jitter[:3]) and 0 <= jitter[3] <= 0.5):
         raise ValueError(f"jitter: expected 4 strengths, three of 0 to 1 and hue 0 to 0.5, got {jitter}")
     n, _, height, width = images.shape
-    boxes, mirrored = crop_boxes(n, height, width, scale, ratio, generator), chosen(n, flip, generator)
-    factors = jitter_factors(n, jitter, jitter_p, generator) if jitter_p else ()
+    draws = [crop_boxes(n, height, width, scale, ratio, generator), chosen(n, flip, generator)]
+    draws += jitter_factors(n, jitter, jitter_p, generator) if jitter_p else ()
     coloured = ~chosen(n, grayscale_p, generator) if grayscale_p else None
-    images = images[rows]
-    boxes, mirrored, *factors = (drawn[rows].to(images.device) for drawn in (boxes, mirrored, *factors))
+    boxes, mirrored, *factors = (draw[rows].to(images.device) for draw in draws)
     if tuple(scale) == (1, 1):
-        x = mirror(images, mirrored).float().div_(255)
+        x = mirror(images[rows], mirrored).float().div_(255)
     else:
-        x = crop(images.float().div_(255), boxes, mirrored)
+        x = crop(images[rows].float().div_(255), boxes, mirrored)
     if jitter_p:
         x = colour(x, *factors)
     if grayscale_p:
@@ -84,21 +83,21 @@ def supervised(
     mirrored = chosen(n, flip, generator)
     images, shifts, mirrored = (tensor[rows].to(images.device) for tensor in (images, shifts, mirrored))
     padded = F.pad(images, (padding,) * 4)  # with black, as torchvision's RandomCrop
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (n, 3, top, left, h, w), nothing copied
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (n, c, top, left, h, w), nothing copied
     view = windows[torch.arange(len(images), device=images.device), :, shifts[:, 0], shifts[:, 1]]
     return as_input(mirror(view, mirrored))
 
 
-_NOTHING = {"scale": (1, 1), "flip": 0.0, "jitter_p": 0.0, "grayscale_p": 0.0}
+_alone = partial(partial, simclr, **{"scale": (1, 1), "flip": 0.0, "jitter_p": 0.0, "grayscale_p": 0.0})
 VIEWS: Mapping[str, View] = {
     "none": lambda images, generator, rows=ALL: as_input(images[rows]),  # nothing is drawn
     "supervised": supervised,
     "simclr": simclr,
     # each of SimCLR's augmentations alone, always applied
-    "crop": partial(simclr, **_NOTHING | {"scale": (0.2, 1.0)}),
-    "flip": partial(simclr, **_NOTHING | {"flip": 1.0}),
-    "jitter": partial(simclr, **_NOTHING | {"jitter_p": 1.0}),
-    "grayscale": partial(simclr, **_NOTHING | {"grayscale_p": 1.0}),
+    "crop": _alone(scale=(0.2, 1.0)),
+    "flip": _alone(flip=1.0),
+    "jitter": _alone(jitter_p=1.0),
+    "grayscale": _alone(grayscale_p=1.0),
 }
 
 
@@ -125,16 +124,16 @@ def crop_boxes(
     first = fits.int().argmax(1, keepdim=True)  # of equal values the first
     w, h = w.gather(1, first)[:, 0], h.gather(1, first)[:, 0]
     v = torch.rand(n, 2, generator=generator, device=generator.device)
-    drawn = torch.stack([(v[:, 0] * (height - h + 1)).floor(), (v[:, 1] * (width - w + 1)).floor(), h, w], dim=1)
+    boxes = torch.stack([(v[:, 0] * (height - h + 1)).floor(), (v[:, 1] * (width - w + 1)).floor(), h, w], dim=1)
     h, w = min(height, round(width / ratio[0])), min(width, round(height * ratio[1]))
-    central = drawn.new_tensor([(height - h) // 2, (width - w) // 2, h, w])
-    return torch.where(fits.any(1, keepdim=True), drawn, central)
+    central = boxes.new_tensor([(height - h) // 2, (width - w) // 2, h, w])
+    return torch.where(fits.any(1, keepdim=True), boxes, central)
 
 
 def jitter_factors(
     n: int, strengths: tuple[float, float, float, float], probability: float, generator: Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Brightness, contrast and saturation factors and the hue shift, (n,) each; 1, 1, 1 and 0 where an image is left alone."""
+    """Brightness, contrast, saturation factors and hue shift, (n,) each; 1, 1, 1 and 0 with probability 1 - `probability`."""
     u = 2 * torch.rand(n, 4, generator=generator, device=generator.device) - 1
     u = u * torch.tensor(strengths, device=u.device) * chosen(n, probability, generator)[:, None]
     return 1 + u[:, 0], 1 + u[:, 1], 1 + u[:, 2], u[:, 3]
@@ -150,8 +149,7 @@ def mirror(images: Tensor, mirrored: Tensor) -> Tensor:
 
 def turn(x: Tensor, turns: Tensor) -> Tensor:
     """Square images (n, c, h, h), each turned anticlockwise by `turns` (n,) quarter turns, 0 to 3."""
-    turned = torch.stack([x.rot90(k, (2, 3)) for k in range(4)])
-    return turned[turns, torch.arange(len(x), device=x.device)]
+    return torch.stack([x.rot90(k, (2, 3)) for k in range(4)])[turns, torch.arange(len(x), device=x.device)]
 
 
 def crop(x: Tensor, boxes: Tensor, mirrored: Tensor) -> Tensor:
@@ -168,7 +166,7 @@ def crop(x: Tensor, boxes: Tensor, mirrored: Tensor) -> Tensor:
 
 
 def _positions(start: Tensor, length: Tensor, size: int) -> Tensor:
-    """(n, size): where along an axis of `size` pixels each pixel of the enlarged crop lies, from -1 to 1 as grid_sample has it."""
+    """(n, size): where along an axis of `size` pixels each pixel of the enlarged crop lies, -1 to 1 as in grid_sample."""
     start, length = start[:, None], length[:, None]
     centres = (torch.arange(size, device=start.device, dtype=start.dtype) + 0.5) / size
     pixel = (start + length * centres - 0.5).maximum(start).minimum(start + length - 1)  # never beyond the crop
@@ -176,22 +174,25 @@ def _positions(start: Tensor, length: Tensor, size: int) -> Tensor:
 
 
 def colour(x: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
-    """Float images (n, 3, h, w) in [0, 1] with their brightness, contrast, saturation (factors) and hue (turns) adjusted."""
+    """Float images (n, c, h, w) in [0, 1] with their brightness, contrast, saturation (factors) and hue (turns) adjusted."""
     brightness, contrast, saturation, hue = (f.view(-1, 1, 1, 1) for f in (brightness, contrast, saturation, hue))
     x = (x * brightness).clamp_(0, 1)
     x = _blend_(x, _grey(x).mean((2, 3), keepdim=True), contrast).clamp_(0, 1)
-    x = _blend_(x, _grey(x), saturation).clamp_(0, 1)
-    return _turn_hue(x, hue)
+    if x.shape[1] == 1:
+        return x
+    return _turn_hue(_blend_(x, _grey(x), saturation).clamp_(0, 1), hue)
 
 
 def _grey(x: Tensor) -> Tensor:
+    if x.shape[1] == 1:
+        return x.clone()
     red, green, blue = x.split(1, dim=1)
     return (GREY[0] * red).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
 
 
-def _blend_(x: Tensor, other: Tensor, share: Tensor) -> Tensor:
-    """share x + (1 - share) other, in place: several times faster than torch.lerp or torch.where with one share an image."""
-    return x.mul_(share).add_(other * (1 - share))
+def _blend_(x: Tensor, other: Tensor, weight: Tensor) -> Tensor:
+    """weight x + (1 - weight) other, in place: several times faster than torch.lerp or torch.where with a weight an image."""
+    return x.mul_(weight).add_(other * (1 - weight))
 
 
 def _turn_hue(x: Tensor, turns: Tensor) -> Tensor:
@@ -210,9 +211,11 @@ def _turn_hue(x: Tensor, turns: Tensor) -> Tensor:
 
 
 def _check(images: Tensor, generator: Generator, **probabilities: float) -> None:
-    for name, value, kind in (("images", images, Tensor), ("generator", generator, Generator)):
+    for name, value, kind, hint in (
+        ("images", images, Tensor, "repsim.data.load"),
+        ("generator", generator, Generator, "repsim.store.generator"),
+    ):
         if not isinstance(value, kind):
-            hint = "repsim.data.load" if kind is Tensor else "repsim.rng.generator"
             raise TypeError(f"{name}: expected a torch.{kind.__name__}, got {type(value).__name__}; see {hint}")
     as_input(images[:0] if images.ndim else images)  # refuses other types and shapes
     for name, value in probabilities.items():

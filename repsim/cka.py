@@ -28,7 +28,7 @@ from scipy.special import fdtrc
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from repsim import rng
+from repsim import store
 from repsim.comparison import Comparison, Source
 from repsim.inputs import Inputs, as_features, as_labels, as_tensor, batches, check_order, network_input, rows
 from repsim.taps import Layers, Reduction, Tap, run, survey, tapped, tune_allocator
@@ -192,7 +192,7 @@ def compare(
         sums.begin_batch(stop - start, keep)
         x = {k: v.to(device) for k, v in x.items()} if isinstance(x, dict) else x.to(device, non_blocking=True)
         for view in (None, *views):
-            seen = x if view is None else views[view](x, rng.generator(seed, "views", view, i))
+            seen = x if view is None else views[view](x, store.generator(seed, "views", view, i))
             for name, model in models.items():
                 stream = name if view is None else f"{name}@{view}"
                 given = network_input(seen, model, transforms.get(name) if view is None else None)

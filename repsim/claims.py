@@ -1,14 +1,8 @@
-"""The claims C1 to C7 as contrasts that a run can support or refute.
+"""The seven claims, posed so that a run can support or contradict them: criteria, intervals, verdicts, placebos.
 
-The verdict logic stands here, before any result. A claim has parts; a part is one number per network or per pair of
-networks, each with a 95 % interval over images, that is claimed to lie on one side of a threshold:
-
-    supported        every interval lies wholly on the claimed side
-    not supported    some interval lies wholly on the other side
-    undecided        otherwise: an interval contains the threshold, or a number is undefined
-
-A claim is supported if all its parts are, not supported if one part is not, and undecided otherwise. "Every" runs over
-the seeds, so that a claim never rests on one network.
+`docs/preregistration.md` has the argument, the notation and the thresholds; this file computes them. A statistic is an array of
+replicates (1 + folds + seeds,): of everything, without each fold of the test images, without each seed of all
+objectives. Statistics are plain numpy on such arrays; `interval` turns one into an estimate with its 95 % interval at the end.
 """
 
 from __future__ import annotations
@@ -16,93 +10,28 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import stdtrit
 
 from repsim.comparison import Comparison
 from repsim.models import layer_kind, stage
 
-VIEWS = ("view-a", "view-b")  # the two augmented views of the test images that C6 and C7 compare
+VIEWS = ("view-a", "view-b")  # the two views of each test image that view readings compare
+SL, SC, V, U = "sl", "simclr", "sl_simclr_views", "untrained"
+TITLES: Mapping[str, str] = {SL: "SL", SC: "SimCLR", V: "SL on SimCLR's views", U: "untrained"}
+MIDDLE = ("layer2", "layer3")
+LEARNT = 0.10  # of probe accuracy at the pool: how far SL and SimCLR have to lie above pixels and untrained networks
+MIN_SEEDS = 4  # with fewer no verdict is given
+SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
+NOT_JUDGED, UNSPECIFIC = "not judged", "unspecific"
+VERDICTS = (SUPPORTED, CONTRADICTED, UNDECIDED, NOT_JUDGED, UNSPECIFIC)
 
-# Thresholds, and why
-SIMILAR = 0.7  # of a normalised score: two networks share more than two thirds of what two seeds of one objective share
-EFFECT = 0.05  # of CKA or accuracy: the smallest difference we speak of; several times the spread over 1,000 images
-NATS = 0.1  # of a loss: the smallest difference we speak of
-
-SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its 95 % interval, and the networks it belongs to; NaN where it is undefined."""
-
-    of: str
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Part:
-    """All `estimates` are claimed to be `side` ("above" or "below") `threshold`."""
-
-    statement: str
-    side: str
-    threshold: float
-    estimates: tuple[Estimate, ...]
-
-    @property
-    def verdict(self) -> str:
-        sign = 1.0 if self.side == "above" else -1.0
-        bounds = [sorted((sign * (e.low - self.threshold), sign * (e.high - self.threshold))) for e in self.estimates]
-        if any(high < 0 for _, high in bounds):  # comparisons with NaN are false
-            return NOT_SUPPORTED
-        return SUPPORTED if bounds and all(low > 0 for low, _ in bounds) else UNDECIDED
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claim, its parts, and what it rests on: images, networks, scale."""
-
-    id: str
-    statement: str
-    parts: tuple[Part, ...]
-    basis: str
-
-    @property
-    def verdict(self) -> str:
-        verdicts = [part.verdict for part in self.parts]
-        if NOT_SUPPORTED in verdicts:
-            return NOT_SUPPORTED
-        return SUPPORTED if verdicts and all(v == SUPPORTED for v in verdicts) else UNDECIDED
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able, with the verdicts of claim and parts; NaN becomes None."""
-        value = dataclasses.asdict(self) | {"verdict": self.verdict}
-        for part, entry in zip(self.parts, value["parts"]):
-            entry["verdict"] = part.verdict
-            for estimate in entry["estimates"]:
-                estimate |= {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in estimate.items()}
-        return value
-
-    @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`; verdicts are computed anew. Raises KeyError or TypeError for anything else."""
-
-        def number(x: float | None) -> float:
-            return math.nan if x is None else float(x)
-
-        parts = []
-        for part in value["parts"]:
-            estimates = tuple(
-                Estimate(e["of"], number(e["value"]), number(e["low"]), number(e["high"])) for e in part["estimates"]
-            )
-            parts.append(Part(part["statement"], part["side"], float(part["threshold"]), estimates))
-        return cls(value["id"], value["statement"], tuple(parts), value["basis"])
+Array = np.ndarray
 
 
 # Layers
@@ -113,300 +42,523 @@ def of_kind(layers: Sequence[str], kind: str, stages: Sequence[str] | None = Non
     return [l for l in layers if layer_kind(l) == kind and (stages is None or stage(l) in stages)]
 
 
-MIDDLE = ("layer2", "layer3")
-
-
-def first(layers: Sequence[str]) -> str:
-    """The first post-residual layer."""
-    return of_kind(layers, "post-residual")[0]
-
-
 def end_of(layers: Sequence[str], name: str) -> str:
-    """The last post-residual layer of a stage."""
+    """The last post-residual layer of a stage, such as "layer3.1"."""
     return of_kind(layers, "post-residual", [name])[-1]
 
 
-# Statistics: functions of `cell(a, layer_a, b, layer_b)`, the CKA of all images and of all but each fold in turn
-# (see `repsim.cka.Comparison.interval`), so that each comes with its interval.
-
-Cell = Callable[[str, str, str, str], np.ndarray]
+# Replicates
 
 
-def within_stages(cell: Cell, network: str, layers: Sequence[str]) -> np.ndarray:
-    """Mean CKA between different layers of one network and one stage, over all stages."""
-    pairs = [(a, b) for a, b in itertools.combinations(layers, 2) if stage(a) == stage(b)]
-    return np.mean([cell(network, a, network, b) for a, b in pairs], axis=0)
+def over_seeds(replicates: Mapping[tuple[int, ...], Array], seeds: int) -> Array:
+    """Means over networks or pairs of networks, as replicates (1 + folds + seeds,).
 
-
-def grid_correlation(cell: Cell, a: str, b: str, layers: Sequence[str]) -> np.ndarray:
-    """Pearson correlation of two networks' own grids: over all pairs of different layers, CKA in a against CKA in b."""
-    pairs = list(itertools.combinations(layers, 2))
-    x, y = (np.array([cell(n, k, n, l) for k, l in pairs]) for n in (a, b))
-    x, y = x - x.mean(0), y - y.mean(0)
-    return (x * y).sum(0) / np.sqrt((x**2).sum(0) * (y**2).sum(0))
-
-
-def mean_cka(cell: Cell, a: str, b: str, layers: Sequence[str]) -> np.ndarray:
-    """Mean CKA of same-named layers."""
-    return np.mean([cell(a, l, b, l) for l in layers], axis=0)
-
-
-def normalised(cell: Cell, pair: Pair, layers: Sequence[str]) -> np.ndarray:
-    """Mean over layers of CKA(a, b) / sqrt(CKA(a, a') CKA(b, b')), where a' and b' are other seeds of the same objectives.
-
-    1 says that the two objectives differ no more than two seeds of one do.
+    Args:
+        replicates: the seeds of a network (i,) or of a pair (i, j) -> (1 + folds,). Leaving out a seed leaves out all of its
+            entries; NaN where none is left.
     """
-    (a, b), (a2, b2) = pair.networks, pair.siblings
-    return np.mean([relative(cell(a, l, b, l), cell(a, l, a2, l), cell(b, l, b2, l)) for l in layers], axis=0)
+    rows = np.stack(list(replicates.values()))
+    without = []
+    for seed in range(seeds):
+        others = [row[0] for key, row in replicates.items() if seed not in key]
+        without.append(np.mean(others) if others else np.nan)
+    return np.concatenate([rows.mean(axis=0), without])
 
 
-def relative(cross: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """cross / sqrt(first second), a CKA relative to two ceilings; NaN, hence undecided, where seeds have nothing in common."""
-    first, second = (np.where(np.asarray(ceiling) > 0, ceiling, np.nan) for ceiling in (first, second))
-    return cross / np.sqrt(first * second)
+def without_each_fold(by_fold: Array, images: Array) -> Array:
+    """Means by fold (folds,) of so many images each -> replicates (1 + folds,): the mean, then without each fold."""
+    total, images = float(np.sum(by_fold * images)), np.asarray(images)
+    return np.concatenate([[total / images.sum()], (total - by_fold * images) / (images.sum() - images)])
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two networks of different objectives and seeds, and another seed of each. Initial weights are never shared."""
+def interval(values: Array, seeds: int) -> tuple[float, float, float]:
+    """(estimate, low, high) of replicates (1 + folds + seeds,): 95 %, over seeds and images.
 
-    networks: tuple[str, str]
-    siblings: tuple[str, str]
+    The variance is the delete-one-seed jackknife's plus the delete-one-fold jackknife's, the quantile Student's with seeds - 1
+    degrees of freedom. NaN limits with fewer than 3 seeds; all NaN if a replicate is undefined.
+    """
+    if not np.isfinite(values).all():
+        return (float(values[0]) if seeds < 3 else math.nan), math.nan, math.nan
+    if seeds < 3:
+        return float(values[0]), math.nan, math.nan
+    variance = 0.0
+    for part in (values[1:-seeds], values[-seeds:]):
+        n = len(part)
+        variance += (n - 1) / n * np.sum((part - part.mean()) ** 2) if n else 0.0
+    half = stdtrit(seeds - 1, 0.975) * math.sqrt(variance)
+    return float(values[0]), float(values[0] - half), float(values[0] + half)
 
-    def __str__(self) -> str:
-        return " and ".join(self.networks)
 
-
-def pairs(seeds: int, a: str = "sl", b: str = "simclr") -> list[Pair]:
-    """Each seed of objective a with the next seed of b. Empty with one seed: no ceiling, and equal initial weights."""
-    following = [(i + 1) % seeds for i in range(seeds)] if seeds > 1 else []
-    return [Pair((f"{a}-{i}", f"{b}-{j}"), (f"{a}-{j}", f"{b}-{i}")) for i, j in enumerate(following)]
+def partial_correlation(x: Array, y: Array, *given: Array) -> Array:
+    """Correlation along the last axis of x and y after the regression on all `given`; shapes (..., n) -> (...)."""
+    z = np.stack([x, y, *given], axis=-2)
+    z = z - z.mean(axis=-1, keepdims=True)
+    z = z / np.linalg.norm(z, axis=-1, keepdims=True)
+    inverse = np.linalg.inv(z @ np.swapaxes(z, -1, -2))
+    return -inverse[..., 0, 1] / np.sqrt(inverse[..., 0, 0] * inverse[..., 1, 1])
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What a claim is judged on: the comparison of all networks, and how many seeds each objective has."""
+    """What the claims rest on; every method gives replicates (1 + folds + seeds,).
+
+    Attributes:
+        comparison: CKA of all networks, each seed of each objective being a stream "OBJECTIVE-SEED".
+        readings: network -> measure -> means by fold of the test images (folds, layers): "probe" (cross-entropy, nats),
+            "views" (fitted NT-Xent, nats), "views of a class" (the same in batches of one class).
+        estimator: which of the comparison's estimators is asked.
+        places: objective -> the one that stands in its place, for placebos and controls.
+        ends: stage -> the layer that is taken for its end, if not the last block.
+    """
 
     comparison: Comparison
+    readings: Mapping[str, Mapping[str, pd.DataFrame]]
     seeds: int
-    basis: str
+    estimator: str = "unbiased"
+    places: Mapping[str, str] = field(default_factory=dict)
+    ends: Mapping[str, str] = field(default_factory=dict)
 
-    def networks(self, objective: str) -> list[str]:
-        return [f"{objective}-{seed}" for seed in range(self.seeds)]
+    def with_places(self, **places: str) -> Evidence:
+        """The same with some objectives in the place of others: `with_places(simclr="untrained")`."""
+        return dataclasses.replace(self, places=places)
 
     @property
     def layers(self) -> list[str]:
-        """The layers that networks of both objectives have, in order, heads left out."""
-        return [l for l in self.comparison.layers("sl-0") if layer_kind(l) != "head"]
+        """The layers that networks of all objectives have, in order: heads are left out."""
+        return [l for l in self.comparison.layers(f"{SL}-0") if layer_kind(l) != "head"]
 
-    def estimate(self, of: str, statistic: Callable[[Cell], np.ndarray]) -> Estimate:
-        return Estimate(of, *self.comparison.interval(statistic))
+    def blocks(self, *stages: str) -> list[str]:
+        """The post-residual layers of these stages, or of all."""
+        return of_kind(self.layers, "post-residual", stages or None)
 
-    def part(self, statement: str, side: str, threshold: float, estimates: Sequence[Estimate]) -> Part:
-        return Part(statement, side, threshold, tuple(estimates))
+    def end(self, name: str) -> str:
+        """The last block of a stage, or what is taken for it."""
+        return self.ends.get(name, end_of(self.layers, name))
 
+    def curves(
+        self, statistic: Callable[..., Array], keys: Sequence[str | tuple[str, ...]], layers: Sequence[str]
+    ) -> pd.DataFrame:
+        """A statistic of (*key, layer) at every layer with its interval: pair (the key, joined by "-"), layer, value, low, high."""
+        rows = []
+        for key, layer in itertools.product(keys, layers):
+            names = (key,) if isinstance(key, str) else key
+            rows.append(("-".join(names), layer, *interval(statistic(*names, layer), self.seeds)))
+        return pd.DataFrame(rows, columns=["pair", "layer", "value", "low", "high"])
 
-def c1(evidence: Evidence) -> Claim:
-    """Both objectives use the ResNet in the same way."""
-    layers, est = evidence.layers, evidence.estimate
-    post, residual = of_kind(layers, "post-residual"), of_kind(layers, "residual")
-    trained = [n for objective in ("sl", "simclr") for n in evidence.networks(objective)]
-    gap = [est(n, lambda c, n=n: within_stages(c, n, post) - within_stages(c, n, residual)) for n in trained]
-    same = [est(str(p), lambda c, p=p: grid_correlation(c, *p.networks, layers)) for p in pairs(evidence.seeds)]
-    parts = (
-        evidence.part("within a stage, post-residual layers are more alike than residual ones", "above", EFFECT, gap),
-        evidence.part("the two objectives' own grids correlate", "above", SIMILAR, same),
-    )
-    return Claim("C1", "SimCLR uses the residual network as supervised learning does", parts, evidence.basis)
+    def _undefined(self, folds: int) -> Array:
+        return np.full(1 + folds + self.seeds, np.nan)
 
+    def _pairs(self, a: str, b: str) -> list[tuple[int, int]]:
+        """Seeds of networks that are compared: never of one seed, whose initial weights are shared."""
+        indices = range(self.seeds)
+        return [(i, j) for i, j in itertools.product(indices, indices) if (i < j if a == b else i != j)]
 
-def c2(evidence: Evidence) -> Claim:
-    """Similar intermediate representations."""
-    layers, est = of_kind(evidence.layers, "post-residual", MIDDLE), evidence.estimate
-    score = [est(str(p), lambda c, p=p: normalised(c, p, layers)) for p in pairs(evidence.seeds)]
+    def cka(self, a: str, b: str, layer: str, layer_b: str | None = None) -> Array:
+        """c_AB: mean CKA of the layers of two objectives over all pairs of different seeds."""
+        a, b = (self.places.get(o, o) for o in (a, b))
+        folds, pairs = len(self.comparison.weights), self._pairs(a, b)
+        streams = self.comparison.streams
+        if not pairs or f"{a}-0" not in streams or f"{b}-0" not in streams:
+            return self._undefined(folds)
+        second = layer if layer_b is None else layer_b
+        values = {
+            (i, j): self.comparison.replicates(f"{a}-{i}", layer, f"{b}-{j}", second, self.estimator) for i, j in pairs
+        }
+        return over_seeds(values, self.seeds)
 
-    def above_floor(c: Cell, p: Pair) -> np.ndarray:
-        cross = mean_cka(c, *p.networks, layers)
-        untrained = [f"untrained-{seed}" for seed in range(evidence.seeds)]
-        # a network and the untrained one of another seed: initial weights are never shared
-        floors = [mean_cka(c, n, u, layers) for n in p.networks for u in untrained if n[-2:] != u[-2:]]
-        return cross - np.max(floors, axis=0)
+    def rho(self, a: str, b: str, layer: str) -> Array:
+        """c_AB / sqrt(c_AA c_BB): the cosine of what two objectives determine; undefined where seeds share nothing."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            first, second = (np.where(c > 0, c, np.nan) for c in (self.cka(a, a, layer), self.cka(b, b, layer)))
+            return self.cka(a, b, layer) / np.sqrt(first * second)
 
-    floor = [est(str(p), lambda c, p=p: above_floor(c, p)) for p in pairs(evidence.seeds)]
-    parts = (
-        evidence.part("normalised CKA of middle post-residual layers is high", "above", SIMILAR, score),
-        evidence.part("CKA of these layers is above that of either network with an untrained one", "above", 0.0, floor),
-    )
-    return Claim("C2", "the intermediate representations are similar", parts, evidence.basis)
+    def pi(self, a: str, b: str, layer: str) -> Array:
+        """The same after what untrained networks share has been projected out: a partial cosine."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ra, rb = self.rho(a, U, layer), self.rho(b, U, layer)
+            return (self.rho(a, b, layer) - ra * rb) / np.sqrt((1 - ra**2) * (1 - rb**2))
 
+    def angle(self, a: str, b: str, layer: str) -> Array:
+        """The angle of which pi is the cosine, in degrees, 0 to 90."""
+        return np.degrees(np.arccos(np.clip(self.pi(a, b, layer), 0, 1)))
 
-def c3(evidence: Evidence) -> Claim:
-    """Through dissimilar means."""
-    est = evidence.estimate
-    post, residual = (of_kind(evidence.layers, kind, MIDDLE) for kind in ("post-residual", "residual"))
-    low = [est(str(p), lambda c, p=p: normalised(c, p, residual)) for p in pairs(evidence.seeds)]
-    gap = [
-        est(str(p), lambda c, p=p: normalised(c, p, post) - normalised(c, p, residual)) for p in pairs(evidence.seeds)
-    ]
-    parts = (
-        evidence.part("normalised CKA of middle residual layers is low", "below", SIMILAR, low),
-        evidence.part(
-            "normalised CKA of middle residual layers is lower than that of post-residual ones", "above", EFFECT, gap
-        ),
-    )
-    return Claim("C3", "they are reached by dissimilar means (residual layers)", parts, evidence.basis)
+    def grid_correlation(self, a: str, b: str) -> Array:
+        """Mean over pairs of seeds of the partial correlation of two networks' own CKA grids given both untrained ones."""
+        a, b = (self.places.get(o, o) for o in (a, b))
+        folds, pairs = len(self.comparison.weights), self._pairs(a, b)
+        cells = list(itertools.combinations(self.layers, 2))
+        if not pairs or len(cells) < 6:
+            return self._undefined(folds)
 
+        def grid(objective: str, seed: int) -> Array:  # (1 + folds, cells)
+            name = f"{objective}-{seed}"
+            return np.stack([self.comparison.replicates(name, k, name, l, self.estimator) for k, l in cells], axis=1)
 
-def c4(evidence: Evidence) -> Claim:
-    """Rapid divergence in the last few layers."""
-    layers, est = evidence.layers, evidence.estimate
-    begin, middle = end_of(layers, "layer1"), end_of(layers, "layer3")
+        grids = {(o, i): grid(o, i) for o in {a, b, U} for i in range(self.seeds)}
+        values = {(i, j): partial_correlation(grids[a, i], grids[b, j], grids[U, i], grids[U, j]) for i, j in pairs}
+        return over_seeds(values, self.seeds)
 
-    def drop(c: Cell, p: Pair) -> np.ndarray:
-        return normalised(c, p, [middle]) - normalised(c, p, ["pool"])
-
-    def before(c: Cell, p: Pair) -> np.ndarray:
-        return normalised(c, p, [begin]) - normalised(c, p, [middle])
-
-    falls = [est(str(p), lambda c, p=p: drop(c, p)) for p in pairs(evidence.seeds)]
-    faster = [est(str(p), lambda c, p=p: drop(c, p) - before(c, p)) for p in pairs(evidence.seeds)]
-    parts = (
-        evidence.part("normalised CKA falls from the end of stage 3 to the pool", "above", EFFECT, falls),
-        evidence.part(
-            "normalised CKA falls by more over the last stage than from the end of stage 1 to that of stage 3",
-            "above",
-            0.0,
-            faster,
-        ),
-    )
-    return Claim("C4", "the representations diverge rapidly in the last few layers", parts, evidence.basis)
-
-
-def c5(evidence: Evidence, probe: pd.DataFrame) -> Claim:
-    """The last layers fit the supervised objective, in SL above all. `probe`: network, layer, accuracy, low, high."""
-    layers, est = evidence.layers, evidence.estimate
-    trained = [n for objective in ("sl", "simclr") for n in evidence.networks(objective)]
-
-    def labels(c: Cell, network: str, layer: str) -> np.ndarray:
-        return c(network, layer, "labels", "labels")
-
-    rise = [est(n, lambda c, n=n: labels(c, n, "pool") - labels(c, n, first(layers))) for n in trained]
-
-    def last_stage(c: Cell, network: str) -> np.ndarray:
-        return labels(c, network, "pool") - labels(c, network, end_of(layers, "layer3"))
-
-    faster = [
-        est(str(p), lambda c, p=p: last_stage(c, p.networks[0]) - last_stage(c, p.networks[1]))
-        for p in pairs(evidence.seeds)
-    ]
-    accuracy = [rise_of(probe, n, first(layers), "pool") for n in trained]
-    parts = (
-        evidence.part("CKA with the classes rises from the first block to the pool", "above", EFFECT, rise),
-        evidence.part(
-            "over the last stage CKA with the classes rises more in SL than in SimCLR", "above", EFFECT, faster
-        ),
-        evidence.part("linear-probe accuracy rises from the first block to the pool", "above", EFFECT, accuracy),
-    )
-    return Claim("C5", "the last layers fit the classes, much faster in SL", parts, evidence.basis)
+    def reading(self, measure: str, objective: str, layer: str) -> Array:
+        """The mean of a reading over seeds, in nats."""
+        objective, values = self.places.get(objective, objective), {}
+        for seed in range(self.seeds):
+            table = self.readings.get(f"{objective}-{seed}", {}).get(measure)
+            if table is None:
+                return self._undefined(len(next(iter(self.readings[f"{SL}-0"].values()))))
+            values[(seed,)] = without_each_fold(table[layer].to_numpy(), table.attrs["images"])
+        return over_seeds(values, self.seeds)
 
 
-def c6(evidence: Evidence) -> Claim:
-    """SimCLR's last layers fit augmentation invariance."""
-    layers, est = evidence.layers, evidence.estimate
-
-    def rise(c: Cell, network: str, start: str, stop: str) -> np.ndarray:
-        a, b = (f"{network}@{view}" for view in VIEWS)
-        return c(a, stop, b, stop) - c(a, start, b, start)
-
-    begin, middle = first(layers), end_of(layers, "layer3")
-    simclr, sl = evidence.networks("simclr"), evidence.networks("sl")
-    parts = (
-        evidence.part(
-            "CKA between two views rises from the first block to the pool in SimCLR",
-            "above",
-            EFFECT,
-            [est(n, lambda c, n=n: rise(c, n, begin, "pool")) for n in simclr],
-        ),
-        evidence.part(
-            "CKA between two views rises over the last stage alone in SimCLR",
-            "above",
-            EFFECT,
-            [est(n, lambda c, n=n: rise(c, n, middle, "pool")) for n in simclr],
-        ),
-        evidence.part(
-            "CKA between two views does not rise from the first block to the pool in SL",
-            "below",
-            EFFECT,
-            [est(n, lambda c, n=n: rise(c, n, begin, "pool")) for n in sl],
-        ),
-    )
-    return Claim("C6", "the last layers fit augmentation invariance in SimCLR, not in SL", parts, evidence.basis)
+# Parts and claims
 
 
-def c7(evidence: Evidence, probe: pd.DataFrame, contrastive: pd.DataFrame) -> Claim:
-    """SimCLR implicitly fits the supervised objective in its middle, the reverse is not true.
+@dataclass(frozen=True)
+class Part:
+    """A statistic that is claimed to lie above (or below) a threshold, with its 95 % interval.
 
-    `probe`: network, layer, accuracy, low, high; `contrastive`: network, layer, loss, low, high of a fitted projection.
+    `scaled` is the same for figures: estimate, low, high in units in which the threshold is 1 and no effect is 0;
+    `without_seed` the estimates in these units without each seed in turn.
     """
-    layers, est = evidence.layers, evidence.estimate
-    begin, middle = first(layers), end_of(layers, "layer3")
-    simclr, sl = evidence.networks("simclr"), evidence.networks("sl")
 
-    def labels(c: Cell, network: str) -> np.ndarray:
-        return c(network, middle, "labels", "labels") - c(network, begin, "labels", "labels")
+    statement: str
+    side: str
+    threshold: float
+    unit: str
+    estimate: float
+    low: float
+    high: float
+    scaled: tuple[float, float, float]
+    without_seed: tuple[float, ...]
+    reason: str = ""
 
-    def views(c: Cell, network: str) -> np.ndarray:
-        a, b = (f"{network}@{view}" for view in VIEWS)
-        return c(a, middle, b, middle) - c(a, begin, b, begin)
+    @property
+    def met(self) -> bool:
+        """Whether the estimate alone lies beyond the threshold, as placebos are judged."""
+        return self.estimate > self.threshold if self.side == "above" else self.estimate < self.threshold
 
-    parts = (
-        evidence.part(
-            "CKA with the classes grows from the first block to the end of stage 3 in SimCLR",
-            "above",
-            EFFECT,
-            [est(n, lambda c, n=n: labels(c, n)) for n in simclr],
-        ),
-        evidence.part(
-            "linear-probe accuracy grows from the first block to the end of stage 3 in SimCLR",
-            "above",
-            EFFECT,
-            [rise_of(probe, n, begin, middle) for n in simclr],
-        ),
-        evidence.part(
-            "CKA between two views does not grow from the first block to the end of stage 3 in SL",
-            "below",
-            EFFECT,
-            [est(n, lambda c, n=n: views(c, n)) for n in sl],
-        ),
-        evidence.part(
-            "the loss of a fitted contrastive projection does not fall from the first block to the end of stage 3 in SL",
-            "below",
-            NATS,
-            [rise_of(contrastive, n, middle, begin, "loss") for n in sl],
-        ),
+    @property
+    def verdict(self) -> str:
+        beyond, short = (self.low, self.high) if self.side == "above" else (-self.high, -self.low)
+        limit = self.threshold if self.side == "above" else -self.threshold
+        return SUPPORTED if beyond > limit else CONTRADICTED if short < limit else UNDECIDED  # NaN compares false
+
+
+def part(
+    statement: str,
+    values: Array,
+    seeds: int,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+    unit: str = "",
+    scaled: Array | None = None,
+    denominators: Mapping[str, Array] | None = None,
+) -> Part:
+    """A part from replicates; undefined, with the reason, where a replicate is, or where a denominator's interval holds 0."""
+    threshold = above if above is not None else below
+    reason = "" if np.isfinite(values).all() else "undefined when some seed or fold is left out"
+    for name, denominator in (denominators or {}).items():
+        _, low, high = interval(denominator, seeds)
+        if not (low > 0 or high < 0):
+            reason = f"the interval of {name} contains 0"
+    estimate, low, high = interval(values, seeds)
+    if reason:
+        low = high = math.nan
+    scaled = values / threshold if scaled is None else scaled
+    side = "above" if above is not None else "below"
+    without_seed = tuple(float(x) for x in scaled[-seeds:])
+    return Part(
+        statement, side, float(threshold), unit, estimate, low, high, interval(scaled, seeds), without_seed, reason
     )
-    return Claim(
-        "C7",
-        "SimCLR implicitly fits the supervised objective in its middle layers, not the reverse",
-        parts,
-        evidence.basis,
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim with its parts and placebos; `gate` is why it is not judged, empty if it is."""
+
+    id: str
+    statement: str
+    parts: tuple[Part, ...]
+    sentence: str  # the effect in the claim's own quantities
+    placebos: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)
+    gate: str = ""
+
+    @property
+    def reason(self) -> str:
+        """Why the claim is not judged, unspecific or undecided; empty otherwise."""
+        if self.gate:
+            return self.gate
+        if self.verdict == UNSPECIFIC:
+            return f"{' and '.join(name for name, parts in self.placebos.items() if met(parts))} would meet it too"
+        return "; ".join(p.reason for p in self.parts if p.reason) if self.verdict == UNDECIDED else ""
+
+    @property
+    def verdict(self) -> str:
+        if self.gate:
+            return NOT_JUDGED
+        verdicts = {p.verdict for p in self.parts}
+        if CONTRADICTED in verdicts:
+            return CONTRADICTED
+        if verdicts != {SUPPORTED}:
+            return UNDECIDED
+        return UNSPECIFIC if any(met(parts) for parts in self.placebos.values()) else SUPPORTED
+
+    @property
+    def weakest(self) -> Part:
+        """The part that lies furthest short of its threshold, in units of it; an undefined one before all others."""
+        return min(self.parts, key=lambda p: -math.inf if math.isnan(p.scaled[0]) else p.scaled[0])
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: NaN becomes None."""
+
+        def plain(p: Part) -> dict[str, Any]:
+            row = dataclasses.asdict(p) | {"verdict": p.verdict}
+            row |= {k: [None if math.isnan(x) else x for x in row[k]] for k in ("scaled", "without_seed")}
+            return {k: None if isinstance(x, float) and math.isnan(x) else x for k, x in row.items()}
+
+        placebos = {n: {"met": met(ps), "parts": [plain(p) for p in ps]} for n, ps in self.placebos.items()}
+        head = {"id": self.id, "statement": self.statement, "verdict": self.verdict, "reason": self.reason}
+        return head | {"sentence": self.sentence, "parts": [plain(p) for p in self.parts], "placebos": placebos}
+
+
+def met(parts: Sequence[Part]) -> bool:
+    """Whether every part is met by its estimate: what makes a placebo pass."""
+    return all(p.met for p in parts)
+
+
+def told(values: Array, seeds: int, digits: int = 2) -> str:
+    """Replicates as text: the estimate and, if there is one, its interval, "0.08 [0.05, 0.11]"."""
+    estimate, low, high = interval(values, seeds)
+    if math.isnan(estimate):
+        return "an undefined amount"
+    text = [f"{round(x, digits) + 0.0:.{digits}f}" for x in (estimate, low, high)]  # + 0.0: no "-0.00"
+    return text[0] if math.isnan(low) else f"{text[0]} [{text[1]}, {text[2]}]"
+
+
+def c1(e: Evidence) -> tuple[list[Part], str]:
+    """SimCLR uses the residual network as supervised learning does."""
+    across, sl, sc = e.grid_correlation(SL, SC), e.grid_correlation(SL, SL), e.grid_correlation(SC, SC)
+    with np.errstate(invalid="ignore"):
+        ratio = across / np.sqrt(np.where((sl > 0) & (sc > 0), sl * sc, np.nan))
+    sentence = (
+        f"Beyond what untrained networks show, the grid of SimCLR's layers agrees with SL's to {told(ratio, e.seeds)} of "
+        "what two seeds of one objective do."
     )
+    return [part("agreement of the two layer grids beyond untrained ones", ratio, e.seeds, above=0.5)], sentence
 
 
-def judge(evidence: Evidence, probe: pd.DataFrame, contrastive: pd.DataFrame) -> list[Claim]:
-    """All claims, judged; the tables are as for `c5` and `c7`."""
-    judged = [claim(evidence) for claim in (c1, c2, c3, c4)]
-    return [*judged, c5(evidence, probe), c6(evidence), c7(evidence, probe, contrastive)]
+def c2(e: Evidence) -> tuple[list[Part], str]:
+    """The intermediate representations are similar."""
+    layers = e.blocks(*MIDDLE)
+    shared, same_labels = (np.mean([e.pi(SL, other, l) for l in layers], axis=0) for other in (SC, V))
+    sentence = (
+        f"Beyond untrained networks, middle layers of SL and SimCLR share {told(shared, e.seeds)} of their similarity structure; "
+        f"SL and SL on SimCLR's views share {told(same_labels, e.seeds)}."
+    )
+    return [part("partial cosine of middle post-residual layers", shared, e.seeds, above=0.5)], sentence
 
 
-def rise_of(table: pd.DataFrame, network: str, start: str, stop: str, column: str = "accuracy") -> Estimate:
-    """table[stop] - table[start] of one network; the two intervals are added in quadrature, as if independent.
+def c3(e: Evidence) -> tuple[list[Part], str]:
+    """They are reached by dissimilar means: residual branches."""
+    blocks = [
+        l for l in e.blocks(*MIDDLE) if not l.endswith(".0")
+    ]  # a block that opens a stage has a projection shortcut
+    outputs = np.mean([e.rho(SL, SC, l) for l in blocks], axis=0)
+    branches = np.mean([e.rho(SL, SC, f"{l}.residual") for l in blocks], axis=0)
+    gap = outputs - branches
+    sentence = (
+        f"Relative to seeds, SL and SimCLR agree to {told(outputs, e.seeds)} after middle blocks and to "
+        f"{told(branches, e.seeds)} in what those blocks add: a difference of {told(gap, e.seeds)}."
+    )
+    return [part("blocks' outputs agree more than their residual branches", gap, e.seeds, above=0.05)], sentence
 
-    Both are measured on the same images and correlate positively, so this interval is wide rather than narrow.
+
+def c4(e: Evidence) -> tuple[list[Part], str]:
+    """The representations diverge rapidly in the last layers."""
+    b, m, end = (e.end(s) for s in ("layer1", "layer3", "layer4"))
+    last, before = len(e.blocks("layer4")), len(e.blocks(*MIDDLE))
+
+    def loss(other: str) -> Array:
+        return e.pi(SL, other, m) - e.pi(SL, other, end)
+
+    def bend(first: str) -> Array:
+        angles = [e.angle(first, SC, l) for l in (b, m, end)]
+        return (angles[2] - angles[1]) / last - (angles[1] - angles[0]) / before
+
+    extra = loss(SC) - loss(V)
+    steeper = {first: bend(first) for first in (SL, V)}
+    parts = [
+        part("the last stage loses more similarity across objectives than across views", extra, e.seeds, above=0.05)
+    ]
+    for first, values in steeper.items():
+        statement = f"{TITLES[first]} and SimCLR part faster in the last stage than in the middle"
+        parts.append(part(statement, values, e.seeds, above=0.0, unit="degrees a block", scaled=1 + values))
+    sentence = (
+        f"Over the last stage {told(loss(SC), e.seeds)} of the shared similarity is lost across objectives and "
+        f"{told(loss(V), e.seeds)} across views; the angle opens by "
+        f"{told(steeper[SL], e.seeds, 1)} degrees a block more than before."
+    )
+    return parts, sentence
+
+
+def _last_stage(e: Evidence, measure: str, objective: str) -> Array:
+    """By how many nats a reading improves over the last stage, beyond what it does in untrained networks."""
+    m, end = e.end("layer3"), e.end("layer4")
+    trained, untrained = (e.reading(measure, o, m) - e.reading(measure, o, end) for o in (objective, U))
+    return trained - untrained
+
+
+def _less_than_half(statement: str, other: Array, owner: Array, seeds: int) -> Part:
+    """That `other` is less than half of `owner`, tested as a contrast; drawn as a share."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(owner > 0, other / owner, np.nan)
+    return part(statement, other - 0.5 * owner, seeds, below=0.0, unit="nats", scaled=2 * (1 - share))
+
+
+def c5(e: Evidence) -> tuple[list[Part], str]:
+    """SL's last layers fit the classes, SimCLR's do not."""
+    sl, sc = (_last_stage(e, "probe", o) for o in (SL, SC))
+    parts = [
+        part("SL's last stage improves the class reading", sl, e.seeds, above=0.1, unit="nats"),
+        _less_than_half("SimCLR's last stage improves it by less than half as much", sc, sl, e.seeds),
+    ]
+    sentence = (
+        f"Beyond untrained networks, SL's last stage lowers the probe's cross-entropy by {told(sl, e.seeds)} nats, "
+        f"SimCLR's by {told(sc, e.seeds)}."
+    )
+    return parts, sentence
+
+
+def c6(e: Evidence) -> tuple[list[Part], str]:
+    """SimCLR's last layers fit invariance to views, SL's do not."""
+    sc, sl, v = (_last_stage(e, "views", o) for o in (SC, SL, V))
+    parts = [
+        part("SimCLR's last stage improves the view reading", sc, e.seeds, above=0.05, unit="nats"),
+        _less_than_half("SL's last stage improves it by less than half as much", sl, sc, e.seeds),
+        _less_than_half("so does the last stage of SL on SimCLR's views", v, sc, e.seeds),
+    ]
+    sentence = (
+        f"Beyond untrained networks, the view loss falls by {told(sc, e.seeds)} nats in SimCLR's last stage, by "
+        f"{told(sl, e.seeds)} in SL's and by {told(v, e.seeds)} in that of SL on the same views."
+    )
+    return parts, sentence
+
+
+def implicit_fit(e: Evidence, measure: str, objective: str, owner: str, layer: str) -> tuple[Array, Array]:
+    """What share of the owner's gain over untrained networks another objective reaches at a layer, and the owner's gain."""
+    untrained = e.reading(measure, U, layer)
+    gain = untrained - e.reading(measure, owner, layer)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (untrained - e.reading(measure, objective, layer)) / gain, gain
+
+
+def c7(e: Evidence, views: str = "views of a class") -> tuple[list[Part], str]:
+    """SimCLR fits SL's objective in its middle layers, not the reverse."""
+    m = e.end("layer3")
+    classes, by_labels = implicit_fit(e, "probe", SC, SL, m)
+    denominators = {"SL's gain in the class reading": by_labels}
+    parts = [
+        part(
+            "SimCLR reaches half of SL's gain in the class reading",
+            classes,
+            e.seeds,
+            above=0.5,
+            denominators=denominators,
+        )
+    ]
+    shares = {}
+    for other in (SL, V):
+        shares[other], by_views = implicit_fit(e, views, other, SC, m)
+        denominators = denominators | {"SimCLR's gain in the view reading within classes": by_views}
+        statement = f"{TITLES[other]} reaches less of SimCLR's gain in the view reading within classes"
+        parts.append(part(statement, classes - shares[other], e.seeds, above=0.1, denominators=denominators))
+    sentence = (
+        f"At the end of stage 3 SimCLR reaches {told(classes, e.seeds)} of SL's gain in the class reading; of SimCLR's gain "
+        f"in telling views apart within a class SL reaches {told(shares[SL], e.seeds)}, SL on the same views "
+        f"{told(shares[V], e.seeds)}."
+    )
+    return parts, sentence
+
+
+CLAIMS: Mapping[str, tuple[str, Callable[[Evidence], tuple[list[Part], str]]]] = {
+    "C1": ("SimCLR uses the residual network as supervised learning does", c1),
+    "C2": ("the intermediate representations are similar", c2),
+    "C3": ("they are reached by dissimilar means", c3),
+    "C4": ("the representations diverge rapidly in the last layers", c4),
+    "C5": ("SL's last layers fit the classes, SimCLR's do not", c5),
+    "C6": ("SimCLR's last layers fit invariance to views, SL's do not", c6),
+    "C7": ("SimCLR implicitly fits the supervised objective in its middle layers, not the reverse", c7),
+}
+PLACEBOS: Mapping[str, tuple[dict[str, str], ...]] = {  # objective -> what stands in its place
+    "C3": ({SL: U}, {SC: U}, {SC: V}),
+    "C5": ({SL: U}, {SC: V}),
+    "C6": ({SC: U},),
+    "C7": ({SC: U},),
+}
+
+
+def gate(accuracy: Mapping[str, float], seeds: int) -> str:
+    """Why claims are not judged; empty if they are.
+
+    Args:
+        accuracy: probe accuracy at the pool, averaged over seeds, of "sl", "simclr", "untrained" and of the "pixels".
     """
-    rows = table[table["network"] == network].set_index("layer")
-    a, b = rows.loc[start], rows.loc[stop]
-    value = b[column] - a[column]
-    below = math.hypot(b[column] - b["low"], a["high"] - a[column])
-    above = math.hypot(b["high"] - b[column], a[column] - a["low"])
-    return Estimate(network, float(value), float(value - below), float(value + above))
+    if seeds < MIN_SEEDS:
+        return f"{seeds} seeds, and an interval over seeds needs {MIN_SEEDS}: set seeds to {MIN_SEEDS} or more"
+    bar = max(accuracy["pixels"], accuracy[U]) + LEARNT
+    weak = [f"{TITLES[o]} ({accuracy[o]:.2f})" for o in (SL, SC) if not accuracy[o] >= bar]
+    if not weak:
+        return ""
+    return (
+        f"{' and '.join(weak)} read the class less than {LEARNT:.2f} above pixels ({accuracy['pixels']:.2f}) and untrained "
+        f"networks ({accuracy[U]:.2f}): train longer (epochs_sl, epochs_simclr) or on more images (train_images)"
+    )
+
+
+def judge(evidence: Evidence, reason: str = "", only: Sequence[str] = tuple(CLAIMS)) -> list[Claim]:
+    """The claims, judged, with their placebos; `reason` is that of `gate`."""
+    claims = []
+    for name in only:
+        statement, criterion = CLAIMS[name]
+        parts, sentence = criterion(evidence)
+        placebos = {}
+        for places in PLACEBOS.get(name, ()):
+            (objective, other), *_ = places.items()
+            title = f"{TITLES[other]} in {TITLES[objective]}'s place"
+            placebos[title] = tuple(criterion(evidence.with_places(**places))[0])
+        claims.append(Claim(name, statement, tuple(parts), sentence, placebos, reason))
+    return claims
+
+
+# Tables and text of claims
+
+
+def parts(claims: Sequence[Claim]) -> pd.DataFrame:
+    """Every part of the claims, for a figure with a panel for each: panel, label, value, low, high, threshold, side."""
+    rows = [
+        (
+            f"{c.id} {p.statement}" + (f" ({p.unit})" if p.unit else ""),
+            p.verdict,
+            p.estimate,
+            p.low,
+            p.high,
+            p.threshold,
+            p.side,
+        )
+        for c in claims
+        for p in c.parts
+    ]
+    return pd.DataFrame(rows, columns=["panel", "label", "value", "low", "high", "threshold", "side"])
+
+
+def one_look(claims: Sequence[Claim], notes: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """A row per claim for `charts.forest`: its weakest part in units of the threshold, and the range of its placebos."""
+    rows = []
+    for claim in claims:
+        value, low, high = claim.weakest.scaled
+        weakest = [min(p.scaled[0] for p in ps) for ps in claim.placebos.values()]
+        bounds = (min(weakest), max(weakest)) if weakest and np.isfinite(weakest).all() else (math.nan, math.nan)
+        note = (notes or {}).get(claim.id, "")
+        rows.append((claim.id, claim.statement, value, low, high, *bounds, claim.verdict, note))
+    columns = ["row", "label", "value", "low", "high", "placebo_low", "placebo_high", "verdict", "note"]
+    return pd.DataFrame(rows, columns=columns)

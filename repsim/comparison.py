@@ -206,6 +206,10 @@ class Comparison:
         return self.pairs.shape[1] - len(next(iter(self.totals.values())))
 
     @functools.cached_property
+    def _row(self) -> dict[Source, int]:
+        return {source: row for row, source in enumerate(self.sources)}
+
+    @functools.cached_property
     def _index(self) -> np.ndarray:
         """(sources, sources): the column of each pair, -1 where it is not at hand."""
         index = np.full((len(self.sources),) * 2, -1)
@@ -233,7 +237,7 @@ class Comparison:
             raise ValueError(
                 f"estimator: expected one of {', '.join(self.hsic)}, got {estimator!r}; compare anew with it"
             )
-        row = {source: k for k, source in enumerate(self.sources)}
+        row = self._row
         for stream, layer in (*first, *second):
             if (stream, layer) not in row:
                 raise ValueError(

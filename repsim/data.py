@@ -10,26 +10,37 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+import inspect
+import math
+import os
+import tempfile
+import unicodedata
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision import datasets
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as transforms
+from tqdm import tqdm
 
-from repsim import folders, rng, shapes
+from repsim import shapes, store
+
+PARTS = ("train", "test")
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images uint8 (n, 3, h, w), labels int64 (n,) that index `classes`, and, for embedded data, a row of factors each.
-
-    `repsim.shapes.draw_factors` says which factors.
+    """Images uint8 (n, c, h, w) of 3 or 1 channels, labels int64 (n,) that index `classes`, and, for embedded data, a row
+    of factors each (`repsim.shapes.draw_factors` says which).
 
     Raises:
         TypeError, ValueError: another dtype or shape, labels of another length, or labels that are no class's.
@@ -84,22 +95,22 @@ class Splits:
 def _check_images(images: Tensor) -> None:
     if images.dtype != torch.uint8:
         raise TypeError(
-            f"images: expected uint8 of 0 to 255, got {images.dtype}; as_input makes what networks are given"
+            f"images: expected uint8 of 0 to 255, got {images.dtype}; as_input makes network inputs of them"
         )
-    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
         raise ValueError(
-            f"images: expected shape (n, 3, h, w), got {tuple(images.shape)}; "
-            "images[None] makes a batch of one, .expand(-1, 3, -1, -1) repeats a grey channel"
+            f"images: expected shape (n, 3, h, w), or (n, 1, h, w) for grey images, got {tuple(images.shape)}; "
+            "images[None] makes a batch of one, images.permute(0, 3, 1, 2) moves channels that are last"
         )
 
 
 def as_input(images: Tensor) -> Tensor:
-    """What networks are given: uint8 (n, 3, h, w) -> float32 (x / 255 - 0.5) / 0.25, in [-2, 2], on the same device.
+    """Network inputs: uint8 (n, c, h, w) -> float32 (x / 255 - 0.5) / 0.25, in [-2, 2], on the same device; c is 3 or 1.
 
     The scale is fixed, no statistic of a data set, so that views and sets are all in one scale.
 
     Raises:
-        TypeError, ValueError: not uint8, or not of shape (n, 3, h, w).
+        TypeError, ValueError: not uint8, or not of shape (n, 3, h, w) or (n, 1, h, w).
     """
     _check_images(images)
     return images.float().mul_(4 / 255).sub_(2)
@@ -114,7 +125,7 @@ def fingerprint(image_set: ImageSet) -> str:
 
 
 class Summary(NamedTuple):
-    """What can be said of image sets without having them; the fingerprints are those of train, validation and test."""
+    """What is known of image sets without having them; the fingerprints are those of train, validation and test."""
 
     name: str
     train: int
@@ -148,9 +159,18 @@ def stratified_order(labels: Tensor, generator: torch.Generator) -> Tensor:
 
 def _subsets(pool: ImageSet, sizes: Sequence[int], seed: int, use: str) -> list[ImageSet]:
     """Disjoint stratified random subsets of `pool`, each in random order."""
-    order = stratified_order(pool.labels, rng.generator(seed, use))
+    order = stratified_order(pool.labels, store.generator(seed, use))
     parts = order[: sum(sizes)].split(list(sizes))
-    return [pool.take(p[torch.randperm(len(p), generator=rng.generator(seed, use, i))]) for i, p in enumerate(parts)]
+    return [pool.take(p[torch.randperm(len(p), generator=store.generator(seed, use, i))]) for i, p in enumerate(parts)]
+
+
+def check_appearance(source: str | Path, context: float, saturation: float) -> None:
+    """Raise ValueError unless these are 0 to 1, and 0 and 1 for other images than the embedded ones."""
+    for name, value, neutral in (("context", context, 0), ("saturation", saturation, 1)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}: expected a number of 0 to 1, got {value!r}")
+        if value != neutral and str(source).lower() != "shapes":
+            raise ValueError(f"{name}: expected {neutral}, as only shapes have one, got {value!r} with {str(source)!r}")
 
 
 def load(
@@ -160,6 +180,9 @@ def load(
     test_images: int | None = None,
     validation: float = 0.1,
     image_size: int | None = None,
+    channels: int = 3,
+    context: float = 0.0,
+    saturation: float = 1.0,
     seed: int = 0,
     root: str | Path = "data",
 ) -> Splits:
@@ -172,10 +195,13 @@ def load(
         test_images: images of the test set; None: all.
         validation: validation images per training image; they are cut from the training set, beside `train_images`.
         image_size: pixels a side; the shorter side is resized to it and the middle cut out. None: as the images are.
+        channels: 3, or 1 for grey images (luma, ITU-R 601).
+        context, saturation: of "shapes" alone, 0 to 1; see `repsim.shapes.draw`.
         seed: of the embedded images and of every choice of a subset.
 
     Raises:
-        ValueError: an unknown name, a number out of range, more images than there are, a bad folder or image.
+        ValueError: an unknown name, a number out of range, more images than there are, fewer than two classes, a bad
+            folder or image, or `context` or `saturation` with other images than "shapes".
         FileNotFoundError: no such folder, or one without train/ or test/.
         RuntimeError: a set that cannot be downloaded; says where to put its files.
     """
@@ -183,15 +209,24 @@ def load(
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"{name}: expected a positive whole number or None, got {value!r}")
     if not 0 <= validation < 1:
-        raise ValueError(f"validation: expected a share of 0 to below 1, got {validation!r}")
-    name = str(source).lower()
+        raise ValueError(f"validation: expected a fraction of 0 to below 1, got {validation!r}")
+    if channels not in (1, 3):
+        raise ValueError(f"channels: expected 3 or 1 (grey), got {channels!r}")
+    name, root = str(source).lower(), Path(root).expanduser()
+    check_appearance(source, context, saturation)
     if name == "shapes":
         wanted = 8000 if train_images is None else train_images + round(validation * train_images)
-        title, pool, test = _shapes(wanted, test_images or 2000, image_size, seed)
+        draw = partial(shapes.draw, seed=seed, size=image_size or 32, context=context, saturation=saturation)
+        made = draw(wanted, stream="train"), draw(test_images or 2000, stream="test")
+        title, pool, test = name, *(ImageSet(x, labels, shapes.SHAPES, factors) for x, labels, factors in made)
     elif name in TORCHVISION:
-        title, pool, test = _torchvision(name, Path(root).expanduser(), image_size)
+        title, pool, test = _torchvision(name, root, image_size)
     else:
-        title, pool, test = _folder(source, Path(root).expanduser(), image_size)
+        title, pool, test = _folder(source, root, image_size)
+    if len(pool.classes) < 2:
+        raise ValueError(f"source: expected images of at least 2 classes, got one, {pool.classes[0]!r}, in {title}")
+    if channels == 1:
+        pool, test = (dataclasses.replace(part, images=_grey(part.images)) for part in (pool, test))
 
     most = round(len(pool) / (1 + validation))
     if train_images is None:
@@ -213,67 +248,43 @@ def load(
 # Where the images come from: each gives a title, all there is to train on, and all there is to test on
 
 
-def _shapes(train: int, test: int, size: int | None, seed: int) -> tuple[str, ImageSet, ImageSet]:
-    sets = []
-    for stream, n in (("train", train), ("test", test)):
-        images, labels, factors = shapes.draw(n, seed=seed, size=size or 32, stream=stream)
-        sets.append(ImageSet(images, labels, shapes.SHAPES, factors))
-    return "shapes", *sets
+def _grey(images: Tensor) -> Tensor:
+    """uint8 (n, 3, h, w) -> (n, 1, h, w), Pillow's luma in its whole numbers: a grey image stays as it is."""
+    luma = [
+        (19595 * x[:, 0].int() + 38470 * x[:, 1].int() + 7471 * x[:, 2].int() + 0x8000) >> 16
+        for x in images.split(1000)
+    ]
+    return torch.cat(luma)[:, None].byte()
 
 
-def _folder(source: str | Path, root: Path, image_size: int | None) -> tuple[str, ImageSet, ImageSet]:
-    folder = Path(source).expanduser().resolve()
-    if not folder.is_dir():
-        what = "is a file; unpack it" if folder.exists() else "does not exist"
-        raise FileNotFoundError(
-            f"source: expected one of shapes, {', '.join(TORCHVISION)}, or a folder with train/CLASS/* and test/CLASS/*; "
-            f"got {str(source)!r}, and {folder} {what}"
-        )
-    tensors, classes = folders.read(folder, root, image_size)
-    return folder.name, *(ImageSet(tensors[part], tensors[f"{part}_labels"], classes) for part in ("train", "test"))
+def _square(images: Any, size: int | None) -> Any:
+    """Images (a tensor or Pillow's) whose shorter side is resized to `size`, their middle cut out; None: as they are."""
+    return images if size is None else transforms.center_crop(transforms.resize(images, [size]), [size])
 
 
-class _Source(NamedTuple):
-    """A set of torchvision's: its title, how it is opened, where its files come from and what they are called."""
-
-    title: str
-    open: Callable[..., Any]
-    splits: bool  # opened by split="train", others by train=True
-    origin: str
-    files: str
-
-
-TORCHVISION: dict[str, _Source] = {
-    "cifar10": _Source(
-        "CIFAR-10", datasets.CIFAR10, False, "https://www.cs.toronto.edu/~kriz", "cifar-10-python.tar.gz"
-    ),
-    "cifar100": _Source(
-        "CIFAR-100", datasets.CIFAR100, False, "https://www.cs.toronto.edu/~kriz", "cifar-100-python.tar.gz"
-    ),
-    "svhn": _Source("SVHN", datasets.SVHN, True, "http://ufldl.stanford.edu/housenumbers", "{train,test}_32x32.mat"),
-    "stl10": _Source("STL-10", datasets.STL10, True, "http://ai.stanford.edu/~acoates/stl10", "stl10_binary.tar.gz"),
-    "fashionmnist": _Source(
-        "Fashion-MNIST",
-        datasets.FashionMNIST,
-        False,
-        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
-        "FashionMNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz",
-    ),
+# name: title, data set; all of them put their files below `root`
+TORCHVISION = {
+    "cifar10": ("CIFAR-10", datasets.CIFAR10),
+    "cifar100": ("CIFAR-100", datasets.CIFAR100),
+    "svhn": ("SVHN", datasets.SVHN),
+    "stl10": ("STL-10", datasets.STL10),
+    "fashionmnist": ("Fashion-MNIST", datasets.FashionMNIST),
 }
 
 
 def _torchvision(name: str, root: Path, image_size: int | None) -> tuple[str, ImageSet, ImageSet]:
-    source, root = TORCHVISION[name], root.resolve()
+    title, dataset = TORCHVISION[name]
+    named = "split" in inspect.signature(dataset).parameters  # split="train", where others have train=True
+    options = [{"split": part} if named else {"train": part == "train"} for part in PARTS]
     try:
-        parts = [{"split": part} if source.splits else {"train": part == "train"} for part in ("train", "test")]
-        opened = [source.open(root, download=True, **part) for part in parts]
+        opened = [dataset(root.resolve(), download=True, **option) for option in options]
     except (OSError, RuntimeError) as error:  # no network, a refused or damaged download, an unwritable folder
         raise RuntimeError(
-            f"{source.title}: not whole below {root}, and torchvision could not download it from {source.origin} "
-            f"({' '.join(str(error).split())}); get it from there where there is a network, and place it as "
-            f"{root / source.files}"
+            f"{title}: not whole below {root.resolve()}, and torchvision could not download it "
+            f"({' '.join(str(error).split())}); where there is a network, run torchvision.datasets.{dataset.__name__}"
+            f"({str(root)!r}, {', '.join(f'{k}={v!r}' for k, v in options[0].items())}, download=True), and copy that folder here"
         ) from error
-    return source.title, *(_from_torchvision(one, image_size) for one in opened)
+    return title, *(_from_torchvision(one, image_size) for one in opened)
 
 
 def _from_torchvision(one: Any, image_size: int | None) -> ImageSet:
@@ -284,7 +295,126 @@ def _from_torchvision(one: Any, image_size: int | None) -> ImageSet:
         images = images.permute(0, 3, 1, 2)
     labels = torch.as_tensor(np.asarray(one.labels if hasattr(one, "labels") else one.targets)).long()
     classes = tuple(getattr(one, "classes", None) or map(str, range(int(labels.max()) + 1)))
-    if image_size is not None:
-        parts = images.split(1000)  # bounds the memory of the resampling
-        images = torch.cat([transforms.center_crop(transforms.resize(p, [image_size]), [image_size]) for p in parts])
+    images = torch.cat([_square(part, image_size) for part in images.split(1000)])  # in parts: bounds the memory
     return ImageSet(images.contiguous(), labels, classes)
+
+
+def _listing(folder: Path) -> tuple[tuple[str, ...], list[tuple[str, int]]]:
+    """The classes of train/ or test/ and (file, label) of all its images, in alphabetical order, as ImageFolder has them.
+
+    What is hidden (any part of its path begins with ".") is no image. Names are compared in Unicode's composed form (NFC),
+    as some file systems decompose them.
+    """
+
+    def composed(text: str) -> str:
+        return unicodedata.normalize("NFC", text)
+
+    def is_image(path: str) -> bool:
+        hidden = any(part.startswith(".") for part in Path(path).relative_to(folder).parts)
+        return not hidden and path.lower().endswith(IMG_EXTENSIONS)
+
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; expected train/CLASS/* and test/CLASS/* in {folder.parent}")
+    names = [entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    if not names:
+        what = "has files but no class folders" if any(folder.iterdir()) else "is empty"
+        raise ValueError(f"{folder}: {what}; expected one folder of images per class, {folder.name}/CLASS/*")
+    classes = sorted(set(map(composed, names)))
+    try:
+        labels = {name: classes.index(composed(name)) for name in names}
+        samples = datasets.ImageFolder.make_dataset(folder, labels, is_valid_file=is_image)
+    except FileNotFoundError as error:  # a class without images; torchvision names it
+        raise ValueError(f"{folder}: every class folder has to hold images; {error}") from error
+    return tuple(classes), sorted(samples, key=lambda sample: (sample[1], *map(composed, os.path.split(sample[0]))))
+
+
+def _viewed(path: str) -> Image.Image:
+    """The image in RGB as a viewer shows it: turned as its EXIF data say, 16 bits scaled to 8, transparency over white.
+
+    Raises:
+        ValueError: not an image, or floating-point or 32-bit pixels; the file is named.
+    """
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+        if image.mode.startswith(("I", "F")):
+            pixels = np.asarray(image)
+            if pixels.dtype.kind == "f" or pixels.min() < 0 or pixels.max() > 65535:
+                raise ValueError(f"its pixels are no 8 or 16 bits (mode {image.mode}); convert them to 8")
+            image = Image.fromarray((pixels / 257).round().astype(np.uint8))
+        if "transparency" in image.info or image.mode.lower() in ("la", "pa", "rgba"):
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
+    except Exception as error:  # a decoder given garbage raises OSError, SyntaxError, ValueError, struct.error, ...
+        raise ValueError(f"{path}: cannot be read as an image ({error}); replace or remove it") from error
+
+
+def _folder(source: str | Path, root: Path, image_size: int | None) -> tuple[str, ImageSet, ImageSet]:
+    """Images of a folder, decoded once and cached below `root` until a file's name, size or time of change differs."""
+    folder = Path(source).expanduser().resolve()
+    if not folder.is_dir():
+        what = "is a file; unpack it" if folder.exists() else "does not exist"
+        raise FileNotFoundError(
+            f"source: expected one of shapes, {', '.join(TORCHVISION)}, or a folder with train/CLASS/* and test/CLASS/*; "
+            f"got {str(source)!r}, and {folder} {what}"
+        )
+    classes, samples = zip(*(_listing(folder / part) for part in PARTS))
+    if classes[0] != classes[1]:
+        only = [sorted(set(classes[i]) - set(classes[1 - i])) for i in (0, 1)]
+        raise ValueError(
+            f"{folder}: expected the same classes in train and test; only in train: {only[0]}; only in test: {only[1]}"
+        )
+    paths = [path for part in samples for path, _ in part]
+    files = [(os.path.relpath(path, folder), os.stat(path)) for path in paths]
+    key = store.digest([2, str(folder), image_size, [[name, stat.st_size, stat.st_mtime_ns] for name, stat in files]])
+    images = store.load_or_make(  # 2 above: the version of `_decode`
+        root / "folders" / f"{folder.name}-{key}.safetensors",
+        lambda path: store.load_tensors(path)[0]["images"],
+        lambda: _decode(paths, image_size),
+        lambda path, images: store.save_tensors(path, {"images": images}, {"folder": str(folder), "size": image_size}),
+    )
+    parts = zip(images.split([len(part) for part in samples]), samples)
+    return folder.name, *(ImageSet(x, torch.tensor([label for _, label in part]), classes[0]) for x, part in parts)
+
+
+def _decode(paths: Sequence[str], image_size: int | None) -> Tensor:
+    """All files as uint8 (n, 3, h, w). Raises ValueError naming a file that is not an image, or of another size."""
+    first = _viewed(paths[0])
+    shape = transforms.pil_to_tensor(_square(first, image_size)).shape
+    images = torch.empty(len(paths), *shape, dtype=torch.uint8)
+
+    def fill(i: int) -> None:
+        image = transforms.pil_to_tensor(_square(_viewed(paths[i]), image_size))
+        if image.shape != shape:
+            raise ValueError(
+                f"{paths[i]}: {image.shape[2]}x{image.shape[1]} pixels where {paths[0]} has {shape[2]}x{shape[1]}; give "
+                "images of mixed sizes one size: image_size=64, or -p image_size 64 on the command line"
+            )
+        images[i] = image
+
+    # Threads pay from about the size of a thumbnail; on smaller images they only wait for one another.
+    with ThreadPoolExecutor(1 if math.prod(first.size) < 10_000 else os.cpu_count()) as pool:
+        work = pool.map(fill, range(len(paths)))
+        list(tqdm(work, total=len(paths), desc="decoding", unit="image", disable=None, leave=False))
+    return images
+
+
+def jpeg_copy(root: str | Path, folder: str | Path, *, quality: int = 75) -> None:
+    """Write torchvision's CIFAR-10 (below `root`, downloaded if need be) to a new `folder` as JPEGs, part/CLASS/NNNN.jpg.
+
+    The folder is there when all of it is. Raises FileExistsError if it is there already, and as `load` does.
+    """
+    folder = Path(folder).expanduser()
+    if folder.exists():
+        raise FileExistsError(f"folder: expected a path where nothing is, got {str(folder)!r}")
+    _, *parts = _torchvision("cifar10", Path(root).expanduser(), None)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        copy = Path(temporary, "copy")
+        for part, image_set in zip(PARTS, parts):
+            for label, name in enumerate(image_set.classes):
+                (copy / part / name).mkdir(parents=True)
+                for i, image in enumerate(image_set.images[image_set.labels == label]):
+                    transforms.to_pil_image(image).save(copy / part / name / f"{i:04}.jpg", quality=quality)
+        copy.rename(folder)

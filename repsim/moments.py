@@ -21,7 +21,7 @@ import pandas as pd
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from repsim import augment, cka, claims, models, probes, rng, snapshots, store, taps, train
+from repsim import augment, cka, claims, models, probes, snapshots, store, taps, train
 from repsim.claims import EFFECT, VIEWS, Claim, Estimate, Part
 from repsim.comparison import Comparison
 from repsim.predictions import keep
@@ -132,7 +132,7 @@ def _readings(study: Study, share: float) -> pd.DataFrame:
     splits = [study.images.train.take(slice(FIT)), study.images.validation, study.images.test.take(slice(TEST))]
     view = augment.VIEWS["simclr"]
     ends = (splits[0], splits[2])
-    drawn = [view(part.images, rng.generator("moments", v, i)) for i, part in enumerate(ends) for v in VIEWS]
+    drawn = [view(part.images, store.generator("moments", v, i)) for i, part in enumerate(ends) for v in VIEWS]
     classes, batch = len(study.summary.classes), min(128, *map(len, ends))
     fit_labels, _, test_labels = (part.labels for part in splits)
     parts = []

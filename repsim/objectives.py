@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repsim import losses, models, rng
+from repsim import losses, models, store
 
 TAU = 0.99  # of BYOL's target at the start of training (Grill et al. 2020 for few epochs), 1 at its end
 PROTOTYPES = 32  # more than the ten classes of the usual sets, as SwAV has it, and not chosen by them
@@ -127,7 +127,7 @@ def _classes_and_nt_xent(step: Step) -> Tensor:
 @functools.cache
 def prototypes(kind: str, dimensions: int, seed: int) -> Tensor:
     """Unit vectors (PROTOTYPES, or as many as fit into a simplex, dimensions): a "simplex", or "random" directions."""
-    generator, count = rng.generator(seed, "prototypes"), min(PROTOTYPES, dimensions + 1)
+    generator, count = store.generator(seed, "prototypes"), min(PROTOTYPES, dimensions + 1)
     if kind == "simplex":
         return losses.simplex(count, dimensions, generator)
     return F.normalize(torch.randn(count, dimensions, generator=generator), dim=1)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from repsim import augment, charts, cka, rng
+from repsim import augment, charts, cka, store
 from repsim.cka import compare
 from repsim.comparison import Comparison
 from repsim.palette import INK
@@ -144,7 +144,7 @@ def prepare(
             views = {"simclr": _through(transform)}
         settings = {"layers": layers, "views": views, "transform": transform, "batch_size": batch_size}
         order = torch.randperm(
-            len(images), generator=rng.generator("order")
+            len(images), generator=store.generator("order")
         )  # batches of images in class order have no CKA
         given = images[order], None if labels is None else labels[order]
         comparison = compare(models, given[0], labels=given[1], estimators=("unbiased", "biased"), **settings)

@@ -1,8 +1,8 @@
 """What can be read out of frozen features at each layer: classes, an image's own other view, SimCLR's loss, factors.
 
-Every probe takes features as a mapping from layer names to tensors (n, p), p differing between layers, and gives a
-table with one row per layer and 95 % intervals over the test images. Layers of one width are fitted together, batched.
-With `per_image=True` a probe gives each test image's outcome instead, (n_test, layers), for paired comparisons.
+Every probe takes features as a mapping from layer names to tensors (n, p), p differing between layers, and gives each test
+image's outcome, a table (n_test, layers), so that differences between layers and networks are paired. `accuracies` and
+`by_fold` summarise outcomes. Layers of one width are fitted together, batched.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from scipy.stats import binomtest
+from sklearn.linear_model import RidgeCV
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 Features = Mapping[str, Tensor]
@@ -23,9 +26,19 @@ Features = Mapping[str, Tensor]
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the linear probe: mean cross-entropy + penalty/2 |W|^2
 RIDGE_PENALTIES = tuple(10.0**e for e in range(-6, 2))  # of the factor probe: mean squared error + penalty |W|^2
 CHUNK = 1024  # rows of a similarity matrix held at once
+FOLDS = 20  # of the test images, for the jackknife: image i belongs to fold i % FOLDS
+CLASS_BATCH, SMALLEST_CLASS_BATCH = 64, 16  # images of a batch of one class
 
 
 # ------------------------------------------------------------------------------------------------------------- classes
+class LinearProbe(NamedTuple):
+    """Outcomes of `linear_probe`, one column a layer."""
+
+    loss: pd.DataFrame  # cross-entropy of each test image, in nats
+    correct: pd.DataFrame  # whether its class is the most probable one
+    fit: pd.DataFrame  # layer, validation_accuracy, penalty
+
+
 def linear_probe(
     train: Features,
     train_labels: Tensor,
@@ -36,16 +49,11 @@ def linear_probe(
     *,
     classes: int,
     penalties: Sequence[float] = PENALTIES,
-    per_image: bool = False,
-) -> pd.DataFrame:
-    """Test accuracy of multinomial logistic regression on each layer's standardised features.
+) -> LinearProbe:
+    """Multinomial logistic regression on each layer's standardised features, scored on the test images.
 
     The objective is mean cross-entropy + penalty/2 |W|^2 (scikit-learn's C is 1 / (n penalty)). The penalty is the one
     with the best validation accuracy, the larger one of equals; the test set is only ever scored. No randomness.
-
-    Returns:
-        layer, accuracy, low, high (Wilson), validation_accuracy, penalty; or with `per_image` one bool per test image
-        and layer.
 
     Raises:
         ValueError: the splits' layers or widths differ, lengths differ, NaN, labels out of range, fewer than 2 classes,
@@ -60,25 +68,24 @@ def linear_probe(
     if not penalties or not all(p > 0 for p in penalties):
         raise ValueError(f"penalties: expected positive numbers, got {penalties!r}")
     penalties = sorted(penalties, reverse=True)  # and argmax takes the first of equals
-    correct, choice = {}, {}
+    loss, correct, fit = {}, {}, {}
     for layers in _by_width(train):
         mean, std = _moments(x := _stack(train, layers))
         weight, bias = _softmax_regression((x - mean) / std, train_labels, classes, penalties)
-        predicted_validation, predicted_test = (
-            (torch.einsum("lqkp,lnp->lqkn", weight, (_stack(split, layers) - mean) / std) + bias).argmax(2)
-            for split in (validation, test)
-        )  # (l, q, n)
-        accuracy = (predicted_validation == validation_labels).double().mean(2)
+        x = (_stack(validation, layers) - mean) / std
+        predicted = (torch.einsum("lqkp,lnp->lqkn", weight, x) + bias).argmax(2)
+        accuracy = (predicted == validation_labels).double().mean(2)
         best = accuracy.argmax(1)
-        outcome = predicted_test == test_labels
+        every = torch.arange(len(layers), device=best.device)
+        x = (_stack(test, layers) - mean) / std
+        logits = weight[every, best] @ x.mT + bias[every, best]  # (l, k, n)
+        losses = F.cross_entropy(logits.double(), test_labels.expand(len(layers), -1), reduction="none")
+        hits = logits.argmax(1) == test_labels
         for i, layer in enumerate(layers):
-            correct[layer] = outcome[i, best[i]].cpu().numpy()
-            choice[layer] = (accuracy[i, best[i]].item(), penalties[best[i]])
-    correct = pd.DataFrame({layer: correct[layer] for layer in train})
-    if per_image:
-        return correct
-    chosen = pd.DataFrame([choice[layer] for layer in train], columns=["validation_accuracy", "penalty"])
-    return pd.concat([accuracies(correct), chosen], axis=1)
+            loss[layer], correct[layer] = losses[i].cpu().numpy(), hits[i].cpu().numpy()
+            fit[layer] = (layer, accuracy[i, best[i]].item(), penalties[best[i]])
+    table = pd.DataFrame([fit[layer] for layer in train], columns=["layer", "validation_accuracy", "penalty"])
+    return LinearProbe(*(pd.DataFrame({layer: values[layer] for layer in train}) for values in (loss, correct)), table)
 
 
 def _softmax_regression(
@@ -146,22 +153,19 @@ def _softmax_regression(
     return (w[..., :-1].flatten(1, 2) @ vectors.mT).unflatten(1, (-1, k)), w[..., -1:]
 
 
+def nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Cosines and positions (n, k) of the k rows of `bank` (m, p) that are nearest to each row of `queries` (n, p)."""
+    queries, bank = F.normalize(queries.float()), F.normalize(bank.float())
+    parts = [(chunk @ bank.T).topk(k, dim=1) for chunk in queries.split(CHUNK)]
+    return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
+
+
 def knn(
-    train: Features,
-    train_labels: Tensor,
-    test: Features,
-    test_labels: Tensor,
-    *,
-    classes: int,
-    k: int = 10,
-    per_image: bool = False,
+    train: Features, train_labels: Tensor, test: Features, test_labels: Tensor, *, classes: int, k: int = 10
 ) -> pd.DataFrame:
-    """Test accuracy of the k nearest training images by cosine, each with one vote. Nothing to tune, no randomness.
+    """Whether the k nearest training images by cosine, each with one vote, give a test image its class: bool (n, layers).
 
-    Of classes with equally many votes the one whose voters are more similar in sum wins.
-
-    Returns:
-        layer, accuracy, low, high (Wilson), k; or with `per_image` one bool per test image and layer.
+    Of classes with equally many votes the one whose voters are more similar in sum wins. Nothing to tune, no randomness.
 
     Raises:
         ValueError: as `linear_probe`, and k outside 1 ... training images.
@@ -173,27 +177,19 @@ def knn(
         raise ValueError(f"k: expected 1 to {len(train_labels)} (the training images), got {k}")
     correct = {}
     for layer in train:
-        bank, queries = F.normalize(train[layer].float()), F.normalize(test[layer].float())
-        predicted = []
-        for chunk in queries.split(CHUNK):
-            similarity, index = (chunk @ bank.T).topk(k, dim=1)
-            votes = torch.zeros(len(chunk), classes, dtype=torch.float64, device=chunk.device)
-            # |similarity| <= 1: the second term sums to less than half a vote and so decides between equals only
-            votes.scatter_add_(1, train_labels[index], 1 + similarity.double() / (4 * k))
-            predicted.append(votes.argmax(1))
-        correct[layer] = (torch.cat(predicted) == test_labels).cpu().numpy()
-    correct = pd.DataFrame(correct)
-    return correct if per_image else accuracies(correct).assign(k=k)
+        similarity, index = nearest(test[layer], train[layer], k)
+        votes = torch.zeros(len(index), classes, dtype=torch.float64, device=index.device)
+        # |similarity| <= 1: the second term sums to less than half a vote and so decides between equals only
+        votes.scatter_add_(1, train_labels[index], 1 + similarity.double() / (4 * k))
+        correct[layer] = (votes.argmax(1) == test_labels).cpu().numpy()
+    return pd.DataFrame(correct)
 
 
 # --------------------------------------------------------------------------------------------------------------- views
-def retrieval(view_a: Features, view_b: Features, *, per_image: bool = False) -> pd.DataFrame:
-    """Is an image's view b the nearest, by cosine, of all images' views b to its view a? (Instance information.)
+def retrieval(view_a: Features, view_b: Features) -> pd.DataFrame:
+    """Whether an image's view b is the nearest, by cosine, of all images' views b to its view a: bool (n, layers).
 
     It must be strictly the nearest: representations that are equal retrieve nothing. Chance is 1 / n.
-
-    Returns:
-        layer, accuracy@1, low, high (Wilson), chance; or with `per_image` one bool per image and layer.
 
     Raises:
         ValueError: the views' layers, widths or lengths differ, or NaN.
@@ -201,15 +197,11 @@ def retrieval(view_a: Features, view_b: Features, *, per_image: bool = False) ->
     n = _check_pairs("view_a", view_a, "view_b", view_b)
     correct = {}
     for layer in view_a:
-        a, b = F.normalize(view_a[layer].float()), F.normalize(view_b[layer].float())
-        hits = []
-        for rows in torch.arange(n, device=a.device).split(CHUNK):
-            similarity = a[rows] @ b.T
-            own = similarity.gather(1, rows[:, None])
-            hits.append((similarity >= own).sum(1) == 1)  # no other is as near
-        correct[layer] = torch.cat(hits).cpu().numpy()
-    correct = pd.DataFrame(correct)
-    return correct if per_image else accuracies(correct).rename(columns={"accuracy": "accuracy@1"}).assign(chance=1 / n)
+        similarity, index = nearest(view_a[layer], view_b[layer], min(2, n))
+        own = index[:, 0] == torch.arange(n, device=index.device)
+        tied = (similarity[:, 0] == similarity[:, 1]) if n > 1 else torch.zeros_like(own)
+        correct[layer] = (own & ~tied).cpu().numpy()
+    return pd.DataFrame(correct)
 
 
 def layerwise_nt_xent(a: Tensor, b: Tensor, temperature: float = 0.5) -> Tensor:
@@ -224,11 +216,19 @@ def layerwise_nt_xent(a: Tensor, b: Tensor, temperature: float = 0.5) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), partner, reduction="none").view(layers, 2 * n)
 
 
+class FittedNTXent(NamedTuple):
+    """Outcomes of `fitted_nt_xent`: the loss of each test image (mean of its two views), in nats, one column a layer."""
+
+    mixed: pd.DataFrame  # in batches of all classes; log(2 batch - 1) for embeddings that are all equal
+    of_a_class: pd.DataFrame | None  # in batches of one class; None without labels
+
+
 def fitted_nt_xent(
     train_a: Features,
     train_b: Features,
     test_a: Features,
     test_b: Features,
+    test_labels: Tensor | None = None,
     *,
     dimensions: int = 64,
     temperature: float = 0.5,
@@ -236,18 +236,16 @@ def fitted_nt_xent(
     batch: int = 256,
     learning_rate: float = 2e-2,
     seed: int = 0,
-    per_image: bool = False,
-) -> pd.DataFrame:
+) -> FittedNTXent:
     """SimCLR's own loss at every layer: a linear projection of frozen features, trained with NT-Xent.
 
     Features are standardised by the training views. Each layer has its own projection onto `dimensions`, trained by
     Adam with cosine decay; the layers share the batches, and a layer's result does not depend on which others come
-    along. The loss falls with fewer negatives: compare at equal `batch` only. The intervals take the test images as
-    independent (they are each other's negatives) and the projection as given.
+    along. The loss falls with fewer negatives: compare at equal `batch` only. In batches of ONE class, of min(64, the
+    smallest class) test images, to know the class is to know nothing: what is left is telling images of a class apart.
 
-    Returns:
-        layer, loss (nats, mean over test images), low, high, chance = log(2 batch - 1), the loss of equal embeddings;
-        or with `per_image` the loss of each test image (mean of its two views) and layer.
+    Args:
+        test_labels: classes (n_test,); NaN columns are given for batches of one class where a class has fewer than 16 images.
 
     Raises:
         ValueError: the features' layers, widths or lengths differ, NaN, a batch below 2 or above the smaller split.
@@ -263,10 +261,15 @@ def fitted_nt_xent(
         torch.randperm(n_train, generator=generator).split(batch)[:whole] for _ in range(math.ceil(steps / whole))
     )
     order = list(chain.from_iterable(epochs))[:steps]
-    # every test image once, in batches of one size: the last is filled up with images that were scored before
-    shuffled = torch.randperm(n_test, generator=generator)
-    test_order = torch.cat([shuffled, shuffled[: -n_test % batch]]).split(batch)
-    losses = {}
+    mixed = _whole_batches(torch.randperm(n_test, generator=generator), batch)
+    of_a_class: list[Tensor] = []
+    if test_labels is not None:
+        shuffled = torch.randperm(n_test, generator=generator)
+        members = [shuffled[test_labels.cpu()[shuffled] == c] for c in test_labels.unique().cpu()]
+        size = min(CLASS_BATCH, *map(len, members))
+        if size >= SMALLEST_CLASS_BATCH:
+            of_a_class = [rows for each in members for rows in _whole_batches(each, size)]
+    losses: dict[str, dict[str, np.ndarray]] = {"mixed": {}, "of_a_class": {}}
     for layers in _by_width(train_a):
         a, b = _stack(train_a, layers), _stack(train_b, layers)
         mean, std = _moments(torch.cat([a, b], dim=1))
@@ -284,12 +287,20 @@ def fitted_nt_xent(
             schedule.step()
         with torch.no_grad():
             a, b = ((_stack(views, layers) - mean) / std @ weight for views in (test_a, test_b))
-            result = a.new_empty(len(layers), n_test)
-            for row in reversed(test_order):  # the filled-up one first, so that its repeated images are overwritten
-                result[:, row] = layerwise_nt_xent(a[:, row], b[:, row], temperature).unflatten(1, (2, batch)).mean(1)
-        losses |= dict(zip(layers, result.double().cpu().numpy()))
-    losses = pd.DataFrame({layer: losses[layer] for layer in train_a})
-    return losses if per_image else _means(losses, "loss").assign(chance=math.log(2 * batch - 1))
+            for name, batches in (("mixed", mixed), ("of_a_class", of_a_class)):
+                result = a.new_full((len(layers), n_test), math.nan)
+                for row in batches:
+                    pair = layerwise_nt_xent(a[:, row], b[:, row], temperature).unflatten(1, (2, len(row)))
+                    result[:, row] = pair.mean(1)
+                losses[name] |= dict(zip(layers, result.double().cpu().numpy()))
+    mixed_table, class_table = (pd.DataFrame({layer: values[layer] for layer in train_a}) for values in losses.values())
+    return FittedNTXent(mixed_table, None if test_labels is None else class_table)
+
+
+def _whole_batches(order: Tensor, size: int) -> list[Tensor]:
+    """`order` in batches of one size: the last is filled up from the first, and comes first, so that the outcomes of its
+    repeated images are written over."""
+    return list(reversed(torch.cat([order, order[: -len(order) % size]]).split(size)))
 
 
 # ------------------------------------------------------------------------------------------------------------- factors
@@ -302,12 +313,11 @@ def factor_probe(
     circular: Mapping[str, float] | None = None,
     penalties: Sequence[float] = RIDGE_PENALTIES,
 ) -> pd.DataFrame:
-    """How well can each factor be read out linearly? Ridge regression, its penalty by generalised cross-validation.
+    """How well can each factor be read out linearly? Ridge regression, its penalty by leave-one-out error.
 
     A numeric column is scored by R^2. A column in `circular` (name -> period) is regressed as sine and cosine, scored
     by their joint R^2. Any other column (categories, text, bool) is regressed as one-hot, scored by the accuracy of the
-    largest.
-    GCV (Golub, Heath and Wahba 1979) uses the training images only.
+    largest. The penalty is chosen on the training images only (scikit-learn's RidgeCV).
 
     Returns:
         layer, factor, score, low, high (95 %; of R^2 by the delta method), measure ("R2" or "accuracy"), chance (the
@@ -326,48 +336,31 @@ def factor_probe(
                 f"{name}: expected train_factors' columns {list(train_factors.columns)}, with those in circular "
                 f"{list(circular)}, got {list(factors.columns)}"
             )
-    encoded = {
-        factor: _encode(factor, train_factors[factor], test_factors[factor], circular.get(factor))
-        for factor in train_factors.columns
-    }
+    pairs = {f: _encode(f, train_factors[f], test_factors[f], circular.get(f)) for f in train_factors}
     rows = []
     for layer in train:
-        mean, std = _moments(x := train[layer].double())
-        x, x_test = (x - mean) / std, (test[layer].double() - mean) / std
-        n = len(x)
-        values, vectors = torch.linalg.eigh(x.T @ x / n)
-        values = values.clamp(min=0)
-        for factor, (y, y_test, categorical) in encoded.items():
-            y, y_test = y.to(x.device), y_test.to(x.device)
-            centre = y.mean(0)
-            q = vectors.T @ (x.T @ (y - centre)) / n  # (p, t)
-            penalty = min(penalties, key=lambda c: _gcv(values, q, (y - centre).square().sum().item() / n, c, n))
-            predicted = x_test @ (vectors @ (q / (values + penalty)[:, None])) + centre
+        scaler = StandardScaler().fit(train[layer].double().cpu())
+        x, x_test = (scaler.transform(split[layer].double().cpu()) for split in (train, test))
+        for factor, (y, y_test, categorical) in pairs.items():
+            model = RidgeCV(alphas=len(x) * np.array(penalties)).fit(x, y)
+            predicted = model.predict(x_test).reshape(y_test.shape)
             if categorical:
-                hits = pd.DataFrame({layer: (predicted.argmax(1) == y_test.argmax(1)).cpu().numpy()})
+                hits = pd.DataFrame({layer: predicted.argmax(1) == y_test.argmax(1)})
                 score = accuracies(hits).iloc[0, 1:].tolist()
-                measure, chance = "accuracy", y_test.mean(0).max().item()
+                measure, chance = "accuracy", y_test.mean(0).max()
             else:
-                residual = (y_test - predicted).square().sum(1).cpu().numpy()
-                spread = (y_test - y_test.mean(0)).square().sum(1).cpu().numpy()
+                residual = np.square(y_test - predicted).sum(1)
+                spread = np.square(y_test - y_test.mean(0)).sum(1)
                 ratio = residual.mean() / spread.mean()
                 half = 1.96 * (residual - ratio * spread).std() / spread.mean() / math.sqrt(len(spread))
                 score = [1 - ratio, 1 - ratio - half, 1 - ratio + half]
                 measure, chance = "R2", 0.0
-            rows.append((layer, factor, *score, measure, chance, penalty))
+            rows.append((layer, factor, *score, measure, chance, model.alpha_ / len(x)))
     return pd.DataFrame(rows, columns=["layer", "factor", "score", "low", "high", "measure", "chance", "penalty"])
 
 
-def _gcv(values: Tensor, q: Tensor, variance: float, penalty: float, n: int) -> float:
-    """Generalised cross-validation of ridge regression, from X'X/n's eigenvalues (p,) and q = V'X'Y/n (p, t)."""
-    shrunk = 1 / (values + penalty)
-    error = variance - (q.square() * (2 * shrunk - values * shrunk.square())[:, None]).sum().item()
-    freedom = 1 - (1 + (values * shrunk).sum().item()) / n  # 1: the intercept
-    return error / freedom**2 if freedom > 0 else math.inf
-
-
-def _encode(name: str, train: pd.Series, test: pd.Series, period: float | None) -> tuple[Tensor, Tensor, bool]:
-    """A factor as regression targets (n, t) of both splits, float64, and whether they are one-hot."""
+def _encode(name: str, train: pd.Series, test: pd.Series, period: float | None) -> tuple[np.ndarray, np.ndarray, bool]:
+    """A factor as regression targets (n, t) of both splits, and whether they are one-hot."""
     columns = [train, test]
     if any(column.isna().any() for column in columns):
         raise ValueError(f"factors[{name!r}]: expected a value for each image, got NaN; drop those images")
@@ -376,15 +369,14 @@ def _encode(name: str, train: pd.Series, test: pd.Series, period: float | None) 
             f"factors[{name!r}]: expected at least 2 values in each split, got a constant; drop the column"
         )
     if period is not None:
-        angles = [torch.tensor(column.to_numpy(np.float64) * (2 * np.pi / period)) for column in columns]
-        return *(torch.stack([a.sin(), a.cos()], dim=1) for a in angles), False
+        angles = [column.to_numpy(np.float64) * (2 * np.pi / period) for column in columns]
+        return *(np.stack([np.sin(a), np.cos(a)], axis=1) for a in angles), False
     if pd.api.types.is_bool_dtype(train.dtype) or not pd.api.types.is_numeric_dtype(train.dtype):
         categories = train.astype("category").cat.categories
         if not set(test.unique()) <= set(categories):
             raise ValueError(f"factors[{name!r}]: expected test values among {list(categories)}, got others")
-        codes = [torch.tensor(categories.get_indexer(column).astype(np.int64)) for column in columns]
-        return *(F.one_hot(c, len(categories)).double() for c in codes), True
-    return *(torch.tensor(column.to_numpy(np.float64))[:, None] for column in columns), False
+        return *(np.eye(len(categories))[categories.get_indexer(column)] for column in columns), True
+    return *(column.to_numpy(np.float64)[:, None] for column in columns), False
 
 
 # ----------------------------------------------------------------------------------------------------------- summaries
@@ -397,10 +389,12 @@ def accuracies(correct: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["layer", "accuracy", "low", "high"])
 
 
-def _means(values: pd.DataFrame, name: str) -> pd.DataFrame:
-    mean, half = values.mean(), 1.96 * values.std() / math.sqrt(len(values))
-    columns = {"layer": list(values), name: mean, "low": mean - half, "high": mean + half}
-    return pd.DataFrame({key: list(value) for key, value in columns.items()})
+def by_fold(outcomes: pd.DataFrame, folds: int = FOLDS) -> pd.DataFrame:
+    """Means of outcomes (n, layers) over `folds` folds of the images, (folds, layers); `attrs["images"]` counts them."""
+    fold = np.arange(len(outcomes)) % min(folds, len(outcomes))
+    table = outcomes.astype(float).groupby(fold).mean()
+    table.attrs["images"] = np.bincount(fold)
+    return table
 
 
 # --------------------------------------------------------------------------------------------------------------- doors

@@ -42,6 +42,16 @@ def digest(value: Any, length: int = 12) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
 
 
+def generator(*key: int | str) -> torch.Generator:
+    """A CPU generator seeded by `key`, for example `generator(seed, "views", step)`.
+
+    It is a function of its key alone: step 1,000 of a resumed run draws what it draws in a run that was never interrupted, so
+    that no generator state is stored, and two uses never share a stream by accident.
+    """
+    total = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(total[:8], "big") >> 1)
+
+
 def write(path: Path, data: bytes | str) -> None:
     """Write `data` so that `path` holds either what it held before or all of `data`, even if the machine stops.
 
@@ -97,6 +107,18 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if "sha256" not in meta or _checksum(tensors, meta.get("meta", "")) != meta["sha256"]:
         raise Damaged(f"{path}: its content does not match its checksum")
     return tensors, json.loads(meta["meta"])
+
+
+def load_meta(path: Path) -> dict[str, Any]:
+    """The metadata of a file of either format, without reading the rest. Raises as `load_tensors`, but for its content."""
+    try:
+        if Path(path).suffix == ".csv":
+            with open(path) as file:
+                return json.loads(file.readline().split(" ", 3)[3])
+        with safetensors.safe_open(path, "pt") as file:
+            return json.loads((file.metadata() or {})["meta"])
+    except (safetensors.SafetensorError, KeyError, IndexError, ValueError) as error:
+        raise Damaged(f"{path}: not one of our files ({error})") from error
 
 
 def save_table(path: Path, table: pd.DataFrame, meta: Mapping[str, Any] | None = None) -> None:

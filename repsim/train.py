@@ -4,21 +4,23 @@ Every random draw is a function of the seed and of what it is for: the initial w
 of a step. A run that is killed and started again therefore ends with the same bits (on the CPU) as one never interrupted,
 and networks of one seed share initial backbone, batches and, where their objectives use the same views, the views.
 
-    python -m repsim.train --out runs/mine --objective simclr --epochs 20      the fields of Settings
-    torchrun --nproc-per-node 8 -m repsim.train ...                            the same network, by eight GPUs
-    torchrun --nproc-per-node 8 -m repsim.study train --profile cifar10 simclr-0     a network of a study
+    python -m repsim.train --profile gpu sl-0 simclr-0                             networks of a study, ahead of its notebooks
+    torchrun --nproc-per-node 8 -m repsim.train --profile gpu simclr-0             one network by eight GPUs
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import dataclasses
 import math
+import runpy
+import sys
 import time
+import types
+import typing
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +30,22 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from repsim import augment, data, distributed, losses, models, rng, snapshots, store, taps
+from repsim import augment, data, distributed, losses, models, snapshots, store, taps
 from repsim.objectives import OBJECTIVES, Objective, Step, tau
 
 CHECKPOINT_SECONDS = 120.0
 HISTORY = ["epoch", "loss", "validation_loss", "learning_rate"]
 FORMAT = 2  # raised whenever the same settings would give other weights: files of another format are not found
+
+
+def check_types(settings: Any) -> None:
+    """Raise ValueError, naming the field and its value, where a field of a dataclass is not of the type it is annotated with."""
+    for name, hint in typing.get_type_hints(type(settings)).items():
+        value, kinds = getattr(settings, name), typing.get_args(hint) or (hint,)
+        whole = isinstance(value, int) and float in kinds
+        if not (isinstance(value, kinds) or whole) or (isinstance(value, bool) and bool not in kinds):
+            expected = " | ".join("null" if kind is types.NoneType else kind.__name__ for kind in kinds)
+            raise ValueError(f"{name}: expected {expected}, got {value!r} ({type(value).__name__})")
 
 
 @dataclass(frozen=True)
@@ -60,19 +72,18 @@ class Settings:
     hue: float = 0.1  # strength of their hue jitter, in turns, 0 to 0.5 (any hue)
     grayscale: float = 0.2  # the probability that a view is grey
     precision: str = "auto"  # of the network's passes: "float32", "bfloat16" (autocast), or by device: bfloat16 on CUDA
+    threads: int = 1  # CPU threads; another number gives other last bits
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value, kind = getattr(self, field.name), field.type
-            expected = {"str": str, "int": int, "float": (int, float), "int | None": (int, type(None))}[kind]
-            if not isinstance(value, expected) or isinstance(value, bool):
-                raise ValueError(f"{field.name}: expected {kind}, got {value!r}")
+        check_types(self)
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective: expected one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
         if self.optimizer not in ("sgd", "lars"):
             raise ValueError(f"optimizer: expected sgd or lars, got {self.optimizer!r}")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"precision: expected auto, float32 or bfloat16, got {self.precision!r}")
+        if self.threads < 1:
+            raise ValueError(f"threads: expected a positive number, got {self.threads}")
         if self.epochs < 0 or self.batch_size < 2:
             raise ValueError(f"epochs, batch_size: expected >= 0 and >= 2, got {self.epochs} and {self.batch_size}")
         if not (self.learning_rate > 0 and self.temperature > 0 and math.isfinite(self.learning_rate)):
@@ -134,6 +145,57 @@ class Diverged(RuntimeError):
     """The loss is not finite any more."""
 
 
+def passes(settings: Settings, images: int) -> int:
+    """How many views go through the network while it trains on so many images: what its time is proportional to."""
+    views = OBJECTIVES[settings.objective].n_views
+    return settings.epochs * (images // settings.batch_size) * settings.batch_size * views
+
+
+def seconds_per_pass(
+    settings: Settings, images: data.Splits, device: torch.device | str = "cpu", steps: int = 3
+) -> float:
+    """How long a view takes here in training, in seconds: the mean of a few steps, after one that warms up."""
+    taps.tune_allocator()
+    part = images.train.take(slice(min(settings.batch_size, len(images.train)))).to(device)
+    trainee = Trainee(settings, len(part.classes), device)
+    with _threads(settings.threads):
+        for step in range(steps + 1):
+            if step == 1:
+                begun = time.monotonic()
+            loss = step_loss(trainee.model, part.images, part.labels, settings, (0, "measured", step), trainee=trainee)
+            loss.backward()
+            loss.item()  # waits for the device
+    return (time.monotonic() - begun) / (steps * len(part) * OBJECTIVES[settings.objective].n_views)
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Within: torch computes with so many CPU threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Lines:
+    """Standard error where nothing can rewrite a line: each state of a progress bar becomes a line of its own."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            print(text.strip(), file=sys.stderr, flush=True)
+
+    def flush(self) -> None: ...
+
+
+def progress_bar(total: int, title: str, **options: Any) -> tqdm:
+    """A bar over image passes: live on a terminal and in Jupyter, elsewhere a line every ten seconds."""
+    live = sys.stderr.isatty() or "ipykernel" in sys.modules
+    lines = {} if live else {"file": _Lines(), "mininterval": 10}
+    return tqdm(total=total, desc=title, unit="image", unit_scale=True, leave=False, **lines, **options)
+
+
 def learning_rate(step: int, steps: int, settings: Settings) -> float:
     """Linear warm-up to the peak, then cosine to zero (Loshchilov and Hutter 2017), for step 0 <= step < steps."""
     peak = settings.learning_rate * settings.batch_size / 256
@@ -170,7 +232,7 @@ class Trainee(nn.Module):
         if objective.companion:
             features = _width(settings, classes, objective)
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(rng.generator(settings.seed, "companion").initial_seed())
+                torch.manual_seed(store.generator(settings.seed, "companion").initial_seed())
                 self.companion = objective.companion(settings, features, classes).to(device)
         if objective.slow:
             self.slow = copy.deepcopy(self.model).requires_grad_(False)
@@ -209,7 +271,7 @@ def _pooled(model: nn.Module, layer: str | None) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def _loss(
+def step_loss(
     network: nn.Module,
     images: Tensor,
     labels: Tensor,
@@ -225,10 +287,10 @@ def _loss(
     objective = OBJECTIVES[settings.objective]
     view, n = augment.VIEWS[objective.views], objective.n_views
     strengths = settings.simclr_views() if objective.views == "simclr" else {}
-    views = [view(images, rng.generator(*key, i), rows=rows, **strengths) for i in range(n)]
+    views = [view(images, store.generator(*key, i), rows=rows, **strengths) for i in range(n)]
     x = torch.cat(views) if n > 1 else views[0]
     if objective.turned:
-        labels = torch.randint(4, labels.shape, generator=rng.generator(*key, "turns")).to(labels.device)
+        labels = torch.randint(4, labels.shape, generator=store.generator(*key, "turns")).to(labels.device)
         x = augment.turn(x, labels[rows].repeat(n))
     x = x.contiguous(memory_format=torch.channels_last)
     targets: tuple[Tensor, ...] = ()
@@ -254,7 +316,7 @@ def validation_loss(trainee: Trainee, images: data.ImageSet, settings: Settings)
     starts = range(0, len(images) - size + 1, size)
     batches = [(images.images[i : i + size], images.labels[i : i + size], i) for i in starts]
     key = (settings.seed, "validation")
-    total = sum(_loss(trainee.model, x, y, settings, (*key, i), trainee=trainee).item() for x, y, i in batches)
+    total = sum(step_loss(trainee.model, x, y, settings, (*key, i), trainee=trainee).item() for x, y, i in batches)
     trainee.train(training)
     return total / len(batches)
 
@@ -287,7 +349,12 @@ def path(settings: Settings, images: data.Splits, folder: Path) -> Path:
 
 
 def train(
-    settings: Settings, images: data.Splits, folder: Path, *, device: torch.device | str = "cpu", progress: bool = True
+    settings: Settings,
+    images: data.Splits,
+    folder: Path,
+    *,
+    device: torch.device | str = "cpu",
+    progress: bool | Callable[[int], Any] = True,
 ) -> Trained:
     """Load the network that these settings give on these images from `folder`; train it, and keep it there, if it is not.
 
@@ -295,6 +362,7 @@ def train(
     of SL and SimCLR the weights at some moments on the way (`repsim.snapshots`), which stay.
     A second process that asks for the same network waits for the first and loads. The ranks of a torchrun, all of which
     call this, train it together; only rank 0 reads and writes `folder`.
+    `progress` shows a bar over image passes, or is called with the number of passes since it was last called.
 
     Raises:
         ValueError: fewer training images than one batch; a batch that the ranks cannot share evenly; ranks for an
@@ -317,9 +385,9 @@ def train(
     final, device = path(settings, images, folder), torch.device(device)
 
     def make(found: Trained | None = None) -> Trained:
-        return distributed.agree(found) or rounded(
-            _train(settings, images, final, device, progress and not distributed.rank())
-        )
+        with _threads(settings.threads):
+            report = progress if not distributed.rank() else False
+            return distributed.agree(found) or rounded(_train(settings, images, final, device, report))
 
     if distributed.rank():
         trained = make()  # unless rank 0 finds it
@@ -348,6 +416,7 @@ def _save(path: Path, trained: Trained, images: data.Splits) -> None:
         "images": images.name,
         "history": trained.history.to_dict("list"),
         "seconds": round(trained.seconds, 1),
+        "passes": passes(trained.settings, len(images.train)),
         "torch": torch.__version__,
     }
     store.save_tensors(path, to_half(trained.model.state_dict()), meta)
@@ -370,7 +439,9 @@ def _checkpoints(final: Path) -> tuple[Path, Path]:
     return final.with_suffix(".checkpoint"), final.with_suffix(".checkpoint-before")
 
 
-def _train(settings: Settings, images: data.Splits, final: Path, device: torch.device, progress: bool) -> Trained:
+def _train(
+    settings: Settings, images: data.Splits, final: Path, device: torch.device, progress: bool | Callable[[int], Any]
+) -> Trained:
     begun = time.monotonic()
     taps.tune_allocator()
     trainee = Trainee(settings, len(images.train.classes), device)
@@ -391,14 +462,10 @@ def _train(settings: Settings, images: data.Splits, final: Path, device: torch.d
     begun -= before
     network, rows = distributed.joined(model, device), distributed.share(settings.batch_size)
     saved, order = time.monotonic(), None
-    bar = tqdm(
-        total=steps,
-        initial=step,
-        desc=settings.name,
-        unit="step",
-        leave=False,
-        **({} if progress else {"disable": True}),
-    )
+    per_step = settings.batch_size * OBJECTIVES[settings.objective].n_views
+    bar = progress_bar(steps * per_step, settings.name, **({} if progress is True else {"disable": True}))
+    report = progress if callable(progress) else bar.update
+    report(step * per_step)
     trainee.train()
     moments = snapshots.schedule(steps).values() if settings.objective in snapshots.KEPT else ()
     while step < steps:
@@ -406,10 +473,10 @@ def _train(settings: Settings, images: data.Splits, final: Path, device: torch.d
             snapshots.save(final, step, to_half(model.state_dict()), {"settings": dataclasses.asdict(settings)})
         epoch, position = divmod(step, per_epoch)
         if order is None or position == 0:
-            order = torch.randperm(len(train_set), generator=rng.generator(settings.seed, "order", epoch)).to(device)
+            order = torch.randperm(len(train_set), generator=store.generator(settings.seed, "order", epoch)).to(device)
         index = order[position * settings.batch_size : (position + 1) * settings.batch_size]
         batch, key = (train_set.images[index], train_set.labels[index]), (settings.seed, "views", step)
-        loss = _loss(network, *batch, settings, key, rows, trainee)
+        loss = step_loss(network, *batch, settings, key, rows, trainee)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if settings.optimizer == "lars":
@@ -420,7 +487,7 @@ def _train(settings: Settings, images: data.Splits, final: Path, device: torch.d
         trainee.follow(tau(step, steps))
         epoch_losses.append(loss.detach())
         step += 1
-        bar.update()
+        report(per_step)
 
         end_of_epoch = step % per_epoch == 0
         if end_of_epoch or time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -445,7 +512,7 @@ def _train(settings: Settings, images: data.Splits, final: Path, device: torch.d
 
 def _shuffled(images: data.ImageSet, seed: int) -> data.ImageSet:
     """The same images with the labels of one another: as many of each class, and nothing to learn from them."""
-    order = torch.randperm(len(images), generator=rng.generator(seed, "random labels", len(images)))
+    order = torch.randperm(len(images), generator=store.generator(seed, "random labels", len(images)))
     return dataclasses.replace(images, labels=images.labels[order.to(images.labels.device)])
 
 
@@ -509,30 +576,5 @@ def _newest(final: Path, settings: Settings) -> tuple[dict[str, Tensor], dict[st
     return {}, {}
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Train one network where a study with `--out` will find it; by all ranks where torchrun starts them."""
-    parser = argparse.ArgumentParser(prog="python -m repsim.train", description=main.__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="of the study; the network goes to OUT/networks")
-    parser.add_argument("--data", default="shapes", metavar="NAME|FOLDER", help="as repsim.data.load")
-    for name in ("train_images", "test_images", "image_size"):
-        parser.add_argument(f"--{name}", type=int)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    for field in dataclasses.fields(Settings):
-        kind = {"str": str, "float": float}.get(field.type, int)
-        parser.add_argument(f"--{field.name}", type=kind, default=field.default, help="default: %(default)s")
-    given = vars(parser.parse_args(argv))
-    out, source, device = (given.pop(name) for name in ("out", "data", "device"))
-    sizes = {name: given.pop(name) for name in ("train_images", "test_images", "image_size")}
-    try:
-        settings = Settings(**given)
-        images = data.load(source, **sizes, root=out.parent / "data")
-    except (ValueError, FileNotFoundError) as error:
-        parser.error(str(error))
-    with distributed.started(device):
-        trained = train(settings, images, out / "networks", device=device)
-        if not distributed.rank():
-            print(f"{path(settings, images, out / 'networks')}: loss {trained.history.loss.iloc[-1]:.4f}")
-
-
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # the command line is the study's, which imports this module
+    runpy.run_module("repsim.study", run_name="__main__")

@@ -39,7 +39,7 @@ def work(folder: Path, fail: bool = False) -> dict:
             model = settings.build(10)
             network, rows = distributed.joined(model, torch.device("cpu")), distributed.share(16)
             key = (0, "views", 0)
-            loss = train._loss(network, images.train.images[:16], images.train.labels[:16], settings, key, rows)
+            loss = train.step_loss(network, images.train.images[:16], images.train.labels[:16], settings, key, rows)
             loss.backward()
             results[objective] = {name: p.grad for name, p in model.named_parameters()} | {"loss": loss.detach()}
         return results

@@ -16,19 +16,19 @@ from torchvision.transforms import (
 )
 from torchvision.transforms.v2 import functional as TF
 
-from repsim import augment, data, rng
+from repsim import augment, data, store
 
 N = 4000
 
 
 @pytest.fixture(scope="module")
 def images():
-    return torch.randint(0, 256, (24, 3, 32, 32), dtype=torch.uint8, generator=rng.generator("images"))
+    return torch.randint(0, 256, (24, 3, 32, 32), dtype=torch.uint8, generator=store.generator("images"))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (24, 48), (60, 20)])
 def test_crops_are_distributed_as_torchvisions(size):
-    ours = augment.crop_boxes(N, *size, (0.2, 1.0), (3 / 4, 4 / 3), rng.generator("crop"))
+    ours = augment.crop_boxes(N, *size, (0.2, 1.0), (3 / 4, 4 / 3), store.generator("crop"))
     assert (ours[:, :2] >= 0).all() and (ours[:, 2] >= 1).all() and (ours[:, 3] >= 1).all()
     assert (ours[:, 0] + ours[:, 2] <= size[0]).all() and (ours[:, 1] + ours[:, 3] <= size[1]).all()
     with torch.random.fork_rng():
@@ -40,7 +40,7 @@ def test_crops_are_distributed_as_torchvisions(size):
 
 
 def test_jitter_and_choices_are_distributed_as_torchvisions():
-    factors = augment.jitter_factors(N, (0.4, 0.4, 0.4, 0.1), 1.0, rng.generator("jitter"))
+    factors = augment.jitter_factors(N, (0.4, 0.4, 0.4, 0.1), 1.0, store.generator("jitter"))
     jitter = ColorJitter(0.4, 0.4, 0.4, 0.1)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -48,15 +48,15 @@ def test_jitter_and_choices_are_distributed_as_torchvisions():
         theirs = [ColorJitter.get_params(*ranges)[1:] for _ in range(N)]
     for ours, expected in zip(factors, zip(*theirs)):
         assert ks_2samp(ours.numpy(), expected).pvalue > 1e-3
-    partly = augment.jitter_factors(N, (0.4, 0.4, 0.4, 0.1), 0.8, rng.generator("partly"))
+    partly = augment.jitter_factors(N, (0.4, 0.4, 0.4, 0.1), 0.8, store.generator("partly"))
     alone = (partly[0] == 1) & (partly[1] == 1) & (partly[2] == 1) & (partly[3] == 0)
     assert abs(alone.float().mean() - 0.2) < 4 * math.sqrt(0.2 * 0.8 / N)
-    assert abs(augment.chosen(N, 0.3, rng.generator("c")).float().mean() - 0.3) < 4 * math.sqrt(0.3 * 0.7 / N)
+    assert abs(augment.chosen(N, 0.3, store.generator("c")).float().mean() - 0.3) < 4 * math.sqrt(0.3 * 0.7 / N)
 
 
 def test_colour_agrees_with_torchvision(images):
     x, n = images.float() / 255, len(images)
-    b, c, s, h = augment.jitter_factors(n, (0.4, 0.4, 0.4, 0.5), 1.0, rng.generator("agree"))
+    b, c, s, h = augment.jitter_factors(n, (0.4, 0.4, 0.4, 0.5), 1.0, store.generator("agree"))
     ours = augment.colour(x, b, c, s, h)
     for i in range(n):
         y = TF.adjust_brightness(x[i], b[i].item())
@@ -86,8 +86,8 @@ def test_hue_turns_as_in_colorsys(pixel, turns):
 @pytest.mark.parametrize("size", [(32, 32), (24, 48)])
 @pytest.mark.parametrize("antialias", [False, True])
 def test_crops_are_scaled_back_as_torchvision_does(size, mirrored, antialias):
-    x = torch.rand(20, 3, *size, generator=rng.generator("noise"))
-    boxes = augment.crop_boxes(20, *size, (0.01, 1.0), (1 / 2, 2), rng.generator("boxes"))
+    x = torch.rand(20, 3, *size, generator=store.generator("noise"))
+    boxes = augment.crop_boxes(20, *size, (0.01, 1.0), (1 / 2, 2), store.generator("boxes"))
     ours = augment.crop(x, boxes, torch.full((20,), mirrored))
     for i, (top, left, height, width) in enumerate(boxes.int().tolist()):
         theirs = TF.resized_crop(x[i], top, left, height, width, list(size), antialias=antialias)
@@ -96,9 +96,9 @@ def test_crops_are_scaled_back_as_torchvision_does(size, mirrored, antialias):
 
 def test_whole_views_are_distributed_as_torchvisions():
     """Colour and detail of views, ours and those of a pipeline of torchvision's per-image transforms."""
-    noise = torch.rand(1500, 3, 4, 4, generator=rng.generator("smooth"))
+    noise = torch.rand(1500, 3, 4, 4, generator=store.generator("smooth"))
     many = torch.nn.functional.interpolate(noise, (16, 16), mode="bicubic").clamp(0, 1).mul(255).byte()
-    ours = augment.simclr(many, rng.generator("whole")) * 0.25 + 0.5
+    ours = augment.simclr(many, store.generator("whole")) * 0.25 + 0.5
     pipeline = Compose(
         [
             RandomResizedCrop(16, (0.2, 1.0)),
@@ -122,7 +122,7 @@ def test_whole_views_are_distributed_as_torchvisions():
 
 
 def test_the_supervised_view_is_a_shifted_and_perhaps_mirrored_crop(images):
-    views = augment.supervised(images, rng.generator("s"))
+    views = augment.supervised(images, store.generator("s"))
     padded = data.as_input(torch.nn.functional.pad(images, (4,) * 4))
     found = set()
     for view, image in zip(views, padded):
@@ -141,27 +141,27 @@ def test_each_image_has_its_own_draw_and_the_state_decides(name, images):
     view = augment.VIEWS[name]
     same = images[:1].expand(24, -1, -1, -1)
     before = same.clone()
-    views = view(same, rng.generator(1))
+    views = view(same, store.generator(1))
     assert torch.equal(same, before) and views.shape == same.shape and views.dtype == torch.float32
     distinct = {v.numpy().tobytes() for v in views}
     assert len(distinct) >= (20 if name != "supervised" else 15)
-    assert torch.equal(views, view(same, rng.generator(1)))
-    assert not torch.equal(views, view(same, rng.generator(2)))
+    assert torch.equal(views, view(same, store.generator(1)))
+    assert not torch.equal(views, view(same, store.generator(2)))
 
 
 def test_without_strength_a_view_is_the_image(images):
     still = {"scale": (1, 1), "flip": 0, "jitter": (0, 0, 0, 0), "grayscale_p": 0}
     x = data.as_input(images)
-    assert torch.allclose(augment.simclr(images, rng.generator(0), **still, jitter_p=0), x, rtol=0, atol=1e-6)
-    assert torch.allclose(augment.simclr(images, rng.generator(0), **still), x, rtol=0, atol=1e-5)  # through HSV
-    assert torch.equal(augment.supervised(images, rng.generator(0), padding=0, flip=0), x)
-    assert torch.equal(augment.VIEWS["none"](images, rng.generator(0)), x)
+    assert torch.allclose(augment.simclr(images, store.generator(0), **still, jitter_p=0), x, rtol=0, atol=1e-6)
+    assert torch.allclose(augment.simclr(images, store.generator(0), **still), x, rtol=0, atol=1e-5)  # through HSV
+    assert torch.equal(augment.supervised(images, store.generator(0), padding=0, flip=0), x)
+    assert torch.equal(augment.VIEWS["none"](images, store.generator(0)), x)
 
 
 @pytest.mark.parametrize("name", augment.VIEWS)
 def test_some_rows_have_the_draws_that_they_have_among_all(name, images):
-    whole = augment.VIEWS[name](images, rng.generator(0))
-    parts = [augment.VIEWS[name](images, rng.generator(0), rows=slice(i, i + 8)) for i in (0, 8, 16)]
+    whole = augment.VIEWS[name](images, store.generator(0))
+    parts = [augment.VIEWS[name](images, store.generator(0), rows=slice(i, i + 8)) for i in (0, 8, 16)]
     assert torch.allclose(torch.cat(parts), whole, atol=1e-6)
 
 
@@ -169,18 +169,18 @@ def test_some_rows_have_the_draws_that_they_have_among_all(name, images):
 def test_views_leave_the_images_alone_and_keep_their_shape(name, images):
     wide = images[..., :20, :]
     before = wide.clone()
-    view = augment.VIEWS[name](wide, rng.generator(0))
+    view = augment.VIEWS[name](wide, store.generator(0))
     assert torch.equal(wide, before) and view.shape == wide.shape and view.dtype == torch.float32
     assert view.isfinite().all() and view.min() >= -2 - 1e-5 and view.max() <= 2 + 1e-5
-    assert augment.VIEWS[name](wide[:1], rng.generator(0)).shape == (1, 3, 20, 32)
+    assert augment.VIEWS[name](wide[:1], store.generator(0)).shape == (1, 3, 20, 32)
 
 
 def test_single_augmentations_do_what_their_names_say(images):
     wide = images[..., :20, :]
     assert torch.allclose(
-        augment.VIEWS["flip"](wide, rng.generator(0)), data.as_input(wide).flip(-1), rtol=0, atol=1e-6
+        augment.VIEWS["flip"](wide, store.generator(0)), data.as_input(wide).flip(-1), rtol=0, atol=1e-6
     )
-    grey = augment.VIEWS["grayscale"](images, rng.generator(0))
+    grey = augment.VIEWS["grayscale"](images, store.generator(0))
     assert torch.equal(grey[:, 0], grey[:, 2])
     expected = TF.rgb_to_grayscale(images.float() / 255)
     assert torch.allclose(grey[:, :1] * 0.25 + 0.5, expected, atol=1e-5)
@@ -188,7 +188,7 @@ def test_single_augmentations_do_what_their_names_say(images):
 
 def test_a_share_of_the_views_is_grey(images):
     many = images.repeat(40, 1, 1, 1)
-    views = augment.simclr(many, rng.generator("grey"))
+    views = augment.simclr(many, store.generator("grey"))
     grey = (views.amax(1) - views.amin(1)).amax((1, 2)) < 1e-6
     assert abs(grey.float().mean() - 0.2) < 4 * math.sqrt(0.2 * 0.8 / len(many))
     assert kstest(grey.nonzero().flatten().numpy() / len(many), "uniform").pvalue > 1e-3
@@ -201,7 +201,7 @@ def test_a_share_of_the_views_is_grey(images):
         ({"images": torch.zeros(3, 8, 8, dtype=torch.uint8)}, ValueError, r"\(3, 8, 8\)|shape"),
         ({"images": [[1]]}, TypeError, "images: .*list"),
         ({"generator": 3}, TypeError, "generator: .*int"),
-        ({"generator": None}, TypeError, "generator: .*NoneType.*repsim.rng"),
+        ({"generator": None}, TypeError, "generator: .*NoneType.*repsim.store"),
         ({"scale": (0.0, 1.0)}, ValueError, "scale"),
         ({"scale": (0.5, 0.2)}, ValueError, "scale"),
         ({"ratio": (0, 1)}, ValueError, "ratio"),
@@ -214,7 +214,7 @@ def test_a_share_of_the_views_is_grey(images):
     ],
 )
 def test_unusable_arguments_are_named(options, error, message, images):
-    arguments = {"images": images, "generator": rng.generator(0)} | options
+    arguments = {"images": images, "generator": store.generator(0)} | options
     with pytest.raises(error, match=message):
         augment.simclr(arguments.pop("images"), arguments.pop("generator"), **arguments)
 
@@ -222,4 +222,4 @@ def test_unusable_arguments_are_named(options, error, message, images):
 @pytest.mark.parametrize("padding", [-1, 1.5])
 def test_unusable_padding_is_named(padding, images):
     with pytest.raises(ValueError, match="padding: .*got"):
-        augment.supervised(images, rng.generator(0), padding=padding)
+        augment.supervised(images, store.generator(0), padding=padding)

@@ -14,7 +14,7 @@ from test_taps import Twice, collect, noise, vit
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from repsim import rng
+from repsim import store
 from repsim.cka import HsicSums, cka, compare, product
 from repsim.comparison import Comparison, jackknife
 from repsim.models import build, layer_names
@@ -617,7 +617,7 @@ def test_networks_are_left_as_they_were_also_after_an_error():
 
 def test_selected_pairs_make_a_small_file_and_other_pairs_are_refused():
     models = {name: build("resnet18", width=4, seed=i) for i, name in enumerate("ab")}
-    images = torch.randint(0, 256, (48, 3, 16, 16), dtype=torch.uint8, generator=rng.generator("select"))
+    images = torch.randint(0, 256, (48, 3, 16, 16), dtype=torch.uint8, generator=store.generator("select"))
     views = {"v": lambda x, generator: x.float() + torch.randn(x.shape, generator=generator)}
     layers = ["stem", "layer2.0", "pool"]
     whole = compare(models, images, labels=torch.arange(48) % 4, views=views, layers=layers, batch_size=12)

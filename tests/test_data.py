@@ -1,6 +1,8 @@
 """Images: drawn as their factors say, split without overlap, read as they are, and refused with a reason."""
 
 import os
+import re
+import unicodedata
 import urllib.error
 
 import numpy as np
@@ -10,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
+from scipy.stats import chi2_contingency
 from sklearn.linear_model import LogisticRegression
 from torchvision import datasets
 
-from repsim import data, folders, shapes
+from repsim import data, shapes
 from repsim.data import ImageSet, as_input, fingerprint, load
 
 
@@ -52,6 +55,7 @@ def test_as_input_is_the_fixed_scale():
     assert as_input(x).dtype == torch.float32
     torch.testing.assert_close(as_input(x).double(), expected, atol=5e-7, rtol=0)
     assert x.equal(images(4)), "the images were changed"
+    assert as_input(x[:, :1]).equal(as_input(x)[:, :1]), "grey images have the same scale"
 
 
 @pytest.mark.parametrize(
@@ -59,7 +63,7 @@ def test_as_input_is_the_fixed_scale():
     [
         (images(2).float(), TypeError, "images: expected uint8 .* got torch.float32"),
         (images(2)[0], ValueError, r"got \(3, 8, 8\)"),
-        (images(2)[:, :1], ValueError, r"got \(2, 1, 8, 8\)"),
+        (images(2)[:, :2], ValueError, r"got \(2, 2, 8, 8\)"),
         (images(2).permute(0, 2, 3, 1), ValueError, r"got \(2, 8, 8, 3\)"),
     ],
 )
@@ -186,13 +190,18 @@ def test_more_images_than_there_are_is_an_error_with_the_numbers(tmp_path):
         ({"test_images": -1}, "test_images: expected a positive"),
         ({"image_size": 31.5}, "image_size: expected a positive whole number or None, got 31.5"),
         ({"image_size": 4}, "image_size: expected at least 8"),
-        ({"validation": 1.5}, "validation: expected a share"),
-        ({"validation": float("nan")}, "validation: expected a share"),
+        ({"validation": 1.5}, "validation: expected a fraction"),
+        ({"validation": float("nan")}, "validation: expected a fraction"),
+        ({"channels": 4}, "channels: expected 3 or 1"),
+        ({"context": 1.5}, "context: expected a number of 0 to 1, got 1.5"),
+        ({"saturation": float("nan")}, "saturation: expected a number of 0 to 1, got nan"),
+        ({"source": "cifar10", "context": 0.8}, "context: expected 0, as only shapes have one, got 0.8 with 'cifar10'"),
+        ({"source": "pets", "saturation": 0.5}, "saturation: expected 1, .* got 0.5 with 'pets'"),
     ],
 )
 def test_numbers_are_checked_at_the_door(settings, message):
     with pytest.raises(ValueError, match=message):
-        load("shapes", **settings)
+        load(**{"source": "shapes"} | settings)
 
 
 def test_an_unknown_name_lists_what_there_is():
@@ -217,11 +226,15 @@ def test_shapes_are_deterministic_and_their_streams_independent():
     assert a.test.labels.bincount().tolist() == [5] * 10
 
 
-def test_shapes_have_the_bits_they_had():
+@pytest.mark.parametrize(
+    "options, bits",
+    [({}, "d449c2a31ed243e8"), ({"context": 0.8, "saturation": 0.25, "size": 24}, "be06c8231e16ee76")],
+)
+def test_shapes_have_the_bits_they_had(options, bits):
     """The pixels of a seed, made on another day, by another number of threads and on another machine."""
-    pixels, labels, factors = shapes.draw(1050, seed=3)
-    assert fingerprint(ImageSet(pixels, labels, shapes.SHAPES)) == "688c3c1453c1ee3e"
-    fewer, _, fewer_factors = shapes.draw(13, seed=3)
+    pixels, labels, factors = shapes.draw(1050, seed=3, **options)
+    assert fingerprint(ImageSet(pixels, labels, shapes.SHAPES)) == bits
+    fewer, _, fewer_factors = shapes.draw(13, seed=3, **options)
     assert fewer.equal(pixels[:13])
     pd.testing.assert_frame_equal(fewer_factors, factors[:13])
 
@@ -230,7 +243,7 @@ def outline(shape):
     """The area of a shape and the points (400, 400) inside it, y upwards, from the signed distance alone."""
     size = 400
     grid = (torch.arange(size, dtype=torch.float32) + 0.5) * (2.4 / size) - 1.2
-    inside = (shapes.distance(shape, grid[None, :], grid[:, None]) < 0).double()
+    inside = (shapes.OUTLINES[shape](grid[None, :], grid[:, None]) < 0).double()
     area = inside.sum().item() * (2.4 / size) ** 2
     return area, inside
 
@@ -266,12 +279,17 @@ def test_round_outlines_have_their_areas():
     assert outline("cross")[0] == pytest.approx(2 * 1.9 * 0.6 - 0.6**2, rel=0.01)
 
 
+def factors_of(n, **constant):
+    """`n` times the same factors, but for these."""
+    one = shapes.draw_factors(torch.zeros(1, dtype=torch.int64), torch.Generator().manual_seed(0))
+    return pd.concat([one] * n, ignore_index=True).assign(**constant)
+
+
 def cover(shape, size=64, **placed):
-    """The share of each pixel that a shape covers, recovered from two renderings with different foregrounds."""
-    base = shapes.draw_factors(2, torch.Generator().manual_seed(0)).iloc[[0, 0]].reset_index(drop=True)
-    base = base.assign(noise=0.0, background_hue=0.1, foreground_hue=[0.0, 0.5], **placed)
+    """The fraction of each pixel that a shape covers, recovered from two renderings with different foregrounds."""
+    factors = factors_of(2, noise=0.0, background_hue=0.1, foreground_hue=[0.0, 0.5], **placed)
     labels = torch.full((2,), shapes.SHAPES.index(shape))
-    red, cyan = shapes.render(base, labels, size, torch.Generator()).double()
+    red, cyan = shapes.render(factors, labels, size, torch.Generator()).double()
     return (red - cyan)[0] / (0.6 * 255)  # hue 0 and 0.5 have red 1 and 0.4
 
 
@@ -294,32 +312,81 @@ def test_rotation_is_anticlockwise_in_degrees():
 
 
 def test_noise_has_the_deviation_that_its_factor_says():
-    one = shapes.draw_factors(1, torch.Generator().manual_seed(0))
-    factors = pd.concat([one] * 2, ignore_index=True).assign(noise=[0.0, 0.05], texture="waves")
-    clean, noisy = shapes.render(
-        factors, torch.zeros(2, dtype=torch.int64), 128, torch.Generator().manual_seed(1)
-    ).double()
+    factors = factors_of(2, noise=[0.0, 0.05], texture="waves", texture_frequency=1.0)
+    labels = torch.zeros(2, dtype=torch.int64)
+    clean, noisy = shapes.render(factors, labels, 128, torch.Generator().manual_seed(1)).double()
     middle = (clean > 60) & (clean < 195)  # elsewhere it is clipped
     assert ((noisy - clean)[middle] / 255).std().item() == pytest.approx(0.05, rel=0.03)
 
 
+def backgrounds(size=64, **factors):
+    """Renderings whose shape is too small to be seen."""
+    factors = factors_of(
+        len(next(iter(factors.values()))), **{"noise": 0.0, "scale": 0.001, "texture_phase": 0.0} | factors
+    )
+    return shapes.render(factors, torch.zeros(len(factors), dtype=torch.int64), size, torch.Generator()).double()
+
+
 @pytest.mark.parametrize("texture", shapes.TEXTURES)
 def test_textures_have_orientation_of_period_180_degrees(texture):
-    one = shapes.draw_factors(1, torch.Generator().manual_seed(0))
-    angles = {"texture_angle": [20.0, 200.0, 110.0], "texture_phase": [0.0] * 3, "noise": 0.0, "scale": 0.01}
-    factors = pd.concat([one] * 3, ignore_index=True).assign(texture=texture, **angles)
-    a, half, quarter = shapes.render(factors, torch.zeros(3, dtype=torch.int64), 64, torch.Generator()).double()
+    a, half, quarter = backgrounds(texture=[texture] * 3, texture_angle=[20.0, 200.0, 110.0], texture_frequency=1.0)
     assert (a - half).abs().mean() < 2 < 10 < (a - quarter).abs().mean()
+
+
+def test_the_frequency_of_a_texture_is_its_number_of_periods():
+    images = backgrounds(texture=["waves"] * 2, texture_angle=0.0, texture_frequency=[1.25, 2.5])
+    row = images.mean((1, 2))  # (2, 64), along the orientation
+    strongest = torch.fft.rfft(row - row.mean(1, keepdim=True)).abs().argmax(1)
+    assert strongest.tolist() == [3, 6], "1.2 periods a half image at frequency 1"
+
+
+def test_saturation_is_that_of_the_colours():
+    factors = factors_of(20, noise=0.0, foreground_hue=np.linspace(0, 1, 20), background_hue=np.linspace(0.3, 1, 20))
+    labels = torch.zeros(20, dtype=torch.int64)
+    for saturation in (0.0, 0.25, 1.0):
+        images = shapes.render(factors, labels, 32, torch.Generator(), saturation).double()
+        high, low = images.amax(1), images.amin(1)
+        assert (high - low).div(high.clamp(min=1)).max().item() == pytest.approx(0.6 * saturation, abs=0.02)
 
 
 def test_factors_are_independent_of_class_and_of_one_another():
     _, labels, factors = shapes.draw(5000, seed=0, size=8)
-    assert list(factors["texture"].unique()) and factors["texture"].value_counts().min() > 1100
+    assert factors["texture"].value_counts().min() > 1100
     numeric = factors.drop(columns="texture").assign(
         label=labels.numpy(), kind=factors["texture"].map(shapes.TEXTURES.index)
     )
     correlation = numeric.corr().to_numpy() - np.eye(numeric.shape[1])
     assert np.abs(correlation).max() < 5 / np.sqrt(5000)
+
+
+def preferred(labels, factors):
+    """Whether each image has the background that its class prefers, from its factors alone."""
+    texture, frequency = (np.array(values) for values in zip(*(shapes.BACKGROUNDS[label] for label in labels)))
+    return ((factors["texture"] == texture) & ((factors["texture_frequency"] / frequency - 1).abs() <= 0.2)).to_numpy()
+
+
+@pytest.mark.parametrize("context", [0.0, 0.4, 0.8, 1.0])
+def test_context_is_the_fraction_of_images_whose_background_goes_with_their_class(context):
+    _, labels, factors = shapes.draw(5000, context=context, size=8)
+    expected = context + (1 - context) / 12  # one of twelve by chance
+    assert abs(preferred(labels, factors).mean() - expected) <= 4 * np.sqrt(expected * (1 - expected) / 5000)
+    kinds = factors["texture"] + pd.cut(factors["texture_frequency"], [0, 0.8, 1.4, 3]).astype(str)
+    table = pd.crosstab(kinds, labels.numpy())
+    assert table.shape == (12 if context < 1 else 10, 10)
+    if context == 0:
+        assert chi2_contingency(table).pvalue > 1e-3
+
+
+def test_more_context_changes_the_backgrounds_of_some_images_and_nothing_else():
+    draws = {context: shapes.draw(1000, seed=2, size=12, context=context) for context in (0.0, 0.4, 0.8)}
+    labels, texture = draws[0.0][1], ["texture", "texture_frequency"]
+    for less, more in ((0.0, 0.4), (0.4, 0.8)):
+        (a, _, before), (b, _, after) = draws[less], draws[more]
+        pd.testing.assert_frame_equal(before.drop(columns=texture), after.drop(columns=texture))
+        changed = np.array((before[texture] != after[texture]).any(axis=1))
+        assert 0.2 < changed.mean() < 0.45 and preferred(labels, after)[changed].all()
+        assert not preferred(labels, before)[changed].any()
+        assert a[~changed].equal(b[~changed]) and (a[changed] != b[changed]).flatten(1).any(1).all()
 
 
 def test_a_linear_classifier_of_the_pixels_does_badly_but_not_by_chance():
@@ -347,8 +414,7 @@ class Grey:
 
 
 def test_torchvision_sets_become_tensors(monkeypatch, tmp_path):
-    row = data.TORCHVISION["cifar10"]
-    monkeypatch.setitem(data.TORCHVISION, "cifar10", row._replace(open=Colour))
+    monkeypatch.setitem(data.TORCHVISION, "cifar10", ("CIFAR-10", Colour))
     splits = load("CIFAR10", root=tmp_path)
     assert splits.name == "CIFAR-10" and splits.train.classes == ("cat", "dog")
     assert splits.train.images.shape == (40, 3, 6, 6) and len(splits.test) == 44
@@ -357,36 +423,56 @@ def test_torchvision_sets_become_tensors(monkeypatch, tmp_path):
     labels = {x.transpose(2, 0, 1).tobytes(): y for x, y in zip(whole.data, whole.targets)}
     assert [labels[x.numpy().tobytes()] for x in splits.test.images] == splits.test.labels.tolist()
 
-    monkeypatch.setitem(data.TORCHVISION, "svhn", row._replace(title="SVHN", open=Grey, splits=True))
+    monkeypatch.setitem(data.TORCHVISION, "svhn", ("SVHN", Grey))
     splits = load("svhn", root=tmp_path, image_size=12)
     assert splits.train.images.shape == (40, 3, 12, 12) and splits.train.classes == ("0", "1", "2")
     assert splits.train.images[:, 0].equal(splits.train.images[:, 2]), "grey is repeated"
+    one = load("svhn", root=tmp_path, image_size=12, channels=1).train.images
+    assert one.equal(splits.train.images[:, :1]), "grey as it is"
 
 
 @pytest.mark.parametrize("name", data.TORCHVISION)
-def test_offline_says_what_was_tried_and_where_the_files_go(monkeypatch, tmp_path, name):
+def test_offline_says_what_was_tried_and_what_to_do(monkeypatch, tmp_path, name):
     def offline(*args, **kwargs):
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setattr(datasets.utils, "_urlretrieve", offline)
     monkeypatch.setattr(datasets.utils, "_get_redirect_url", lambda url, max_hops=3: url)
-    row = data.TORCHVISION[name]
+    title, dataset = data.TORCHVISION[name]
     with pytest.raises(RuntimeError) as caught:
         load(name, root=tmp_path)
     message = str(caught.value)
-    assert row.title in message and row.origin in message and "no route to host" in message
-    assert str(tmp_path / row.files) in message and "\n" not in message
+    assert title in message and str(tmp_path) in message and "no route to host" in message and "\n" not in message
+    call = re.search(r"run torchvision\.datasets\.(\w+\(.*?\)),", message)[1]
+    with pytest.raises((urllib.error.URLError, RuntimeError), match="no route to host"):  # its call downloads
+        eval(call, {dataset.__name__: dataset})
 
 
-def test_the_places_we_name_are_torchvisions():
-    for name in ("CIFAR10", "CIFAR100", "STL10"):
-        row, theirs = data.TORCHVISION[name.lower()], getattr(datasets, name)
-        assert theirs.url == f"{row.origin}/{row.files}" and theirs.filename == row.files
-    svhn = datasets.SVHN.split_list
-    assert [svhn[k][0] for k in ("train", "test")] == [
-        f"{data.TORCHVISION['svhn'].origin}/{k}_32x32.mat" for k in ("train", "test")
-    ]
-    assert any(data.TORCHVISION["fashionmnist"].origin in mirror for mirror in datasets.FashionMNIST.mirrors)
+def test_a_jpeg_copy_is_the_images_about_and_there_when_all_of_it_is(monkeypatch, tmp_path):
+    class Smooth(Colour):
+        def __init__(self, root, train=True, download=False):
+            super().__init__(root, train, download)
+            ramp = np.add.outer(np.arange(32), np.arange(32))[None, :, :, None]
+            self.data = (ramp + np.arange(44)[:, None, None, None] + np.zeros(3)).astype(np.uint8)
+
+    monkeypatch.setitem(data.TORCHVISION, "cifar10", ("CIFAR-10", Smooth))
+    data.jpeg_copy(tmp_path, tmp_path / "new" / "copy")
+    files = sorted(str(p.relative_to(tmp_path / "new" / "copy")) for p in (tmp_path / "new").rglob("*.*"))
+    assert files == sorted(f"{p}/{c}/{i:04}.jpg" for p in data.PARTS for c in ("cat", "dog") for i in range(22))
+    third_dog = np.asarray(Image.open(tmp_path / "new" / "copy" / "test" / "dog" / "0002.jpg")).astype(int)
+    assert np.abs(third_dog - Smooth(None, download=True).data[5]).max() < 5  # dogs are 1, 3, 5, ...
+    copy = load(tmp_path / "new" / "copy", root=tmp_path)
+    assert copy.train.classes == ("cat", "dog") and len(copy.test) == 44
+    with pytest.raises(FileExistsError, match="folder: expected a path where nothing is"):
+        data.jpeg_copy(tmp_path, tmp_path / "new" / "copy")
+
+    def full(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="disk full"):
+        data.jpeg_copy(tmp_path, tmp_path / "other")
+    assert {p.name for p in tmp_path.iterdir()} == {"new", "folders"}, "nothing of half a copy stays"
 
 
 # Folders
@@ -409,8 +495,8 @@ def test_a_folder_is_read_as_it_is_with_torchvisions_labels(tmp_path, monkeypatc
 def test_a_folder_is_decoded_once_until_a_file_changes(tmp_path, monkeypatch):
     pixels = write(tmp_path / "pets")
     calls = []
-    decode = folders._decode
-    monkeypatch.setattr(folders, "_decode", lambda *args: calls.append(1) or decode(*args))
+    decode = data._decode
+    monkeypatch.setattr(data, "_decode", lambda *args: calls.append(1) or decode(*args))
     first = load(tmp_path / "pets", root=tmp_path)
     assert fingerprint(load(tmp_path / "pets", root=tmp_path).train) == fingerprint(first.train) and len(calls) == 1
     load(tmp_path / "pets", root=tmp_path, image_size=5)
@@ -422,6 +508,23 @@ def test_a_folder_is_decoded_once_until_a_file_changes(tmp_path, monkeypatch):
     assert len(calls) == 3
     both = [rows(s.train) | rows(s.validation) for s in (first, again)]
     assert len(both[0] - both[1]) == 1
+
+
+@pytest.mark.parametrize(
+    "options, fingerprints",
+    [
+        ({}, ("c7b7215fc37adeb8", "a2348305f4f7e461", "e4102a81a8a8baf6")),
+        (
+            {"train_images": 30, "test_images": 10, "validation": 0.2, "seed": 1},
+            ("386bd7a9baed4f79", "98135006d71307f6", "d67a8dcc485d88e7"),
+        ),
+        ({"image_size": 6}, ("9b83458c0edf0bfb", "f311ca2b74d5bf79", "b962aa452035782d")),
+    ],
+)
+def test_a_folder_has_the_fingerprints_it_had(tmp_path, options, fingerprints):
+    """Published networks are known by these: other pixels, another order or another subset would be other networks."""
+    write(tmp_path / "pets", n=22)
+    assert data.summary(load(tmp_path / "pets", root=tmp_path, **options)).fingerprints == fingerprints
 
 
 def test_a_damaged_cache_is_made_again(tmp_path):
@@ -439,7 +542,9 @@ def test_a_damaged_cache_is_made_again(tmp_path):
 def test_mixed_sizes_need_an_image_size(tmp_path, size):
     write(tmp_path / "pets", size=size)
     Image.new("RGB", (14, 10)).save(tmp_path / "pets" / "test" / "dog" / "odd.png")
-    with pytest.raises(ValueError, match=r"odd\.png: 14x10 pixels where .* has \d+x\d+; .*image_size=64"):
+    with pytest.raises(
+        ValueError, match=r"odd\.png: 14x10 pixels where .* has \d+x\d+; .*image_size=64.*-p image_size 64"
+    ):
         load(tmp_path / "pets", root=tmp_path)
     assert load(tmp_path / "pets", root=tmp_path, image_size=8).test.images.shape == (13, 3, 8, 8)
 
@@ -456,18 +561,108 @@ def test_resizing_keeps_the_proportions_and_the_middle(tmp_path):
     assert colour.equal(torch.tensor([200, 100, 50], dtype=torch.uint8)[:, None, None].expand_as(colour))
 
 
-def test_palettes_greys_and_alpha_become_rgb_and_16_bits_are_refused(tmp_path):
-    write(tmp_path / "pets", n=1)
-    cat = tmp_path / "pets" / "train" / "cat"
-    grey = np.arange(100, dtype=np.uint8).reshape(10, 10)
-    Image.fromarray(grey).save(cat / "grey.png")
-    Image.fromarray(grey).convert("RGBA").save(cat / "alpha.png")
-    Image.fromarray(grey).convert("P").save(cat / "palette.png")
-    train = load(tmp_path / "pets", root=tmp_path, validation=0).train
-    assert sum(bool((x == torch.from_numpy(grey)).all()) for x in train.images) == 3
-    Image.fromarray(grey.astype(np.uint16) * 300).save(cat / "deep.png")
-    with pytest.raises(ValueError, match=r"deep\.png: .* 8 bits a channel, mode I;16"):
-        load(tmp_path / "pets", root=tmp_path)
+def read(tmp_path, image, name="seen.png", **options):
+    """The pixels (h, w, 3) that are read of one more image in a folder."""
+    write(tmp_path / "pets", n=1, classes=("dog",), parts=("train", "test"))
+    for part in ("train", "test"):
+        (tmp_path / "pets" / part / "cat").mkdir()
+        image.save(tmp_path / "pets" / part / "cat" / name, **options)
+    splits = load(tmp_path / "pets", root=tmp_path, validation=0)
+    (cat,) = splits.train.images[splits.train.labels == 0]
+    return cat.permute(1, 2, 0).numpy()
+
+
+GREY = np.arange(100, dtype=np.uint8).reshape(10, 10)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.fromarray(GREY),
+        Image.fromarray(GREY).convert("RGBA"),
+        Image.fromarray(GREY).convert("P"),
+        Image.fromarray(GREY).convert("LA"),
+        Image.fromarray(GREY.astype(np.uint16) * 257),
+        Image.fromarray(GREY.astype(np.int32) * 257),
+    ],
+    ids=lambda image: image.mode,
+)
+def test_images_of_every_mode_are_read_as_they_are_shown(tmp_path, image):
+    assert (read(tmp_path, image, "seen.tif" if image.mode == "I" else "seen.png") == GREY[..., None]).all()
+
+
+def test_ink_is_read_as_light(tmp_path):
+    ink = np.zeros((10, 10, 4), np.uint8)
+    ink[..., 1] = 255  # magenta
+    assert np.abs(read(tmp_path, Image.fromarray(ink, "CMYK"), "ink.tif").astype(int) - (255, 0, 255)).max() < 5
+
+
+def test_what_is_transparent_is_white(tmp_path):
+    alpha = np.tile(np.array([0, 128, 255], np.uint8).repeat(10)[:10], (10, 1))
+    black = np.dstack([np.zeros((10, 10, 3), np.uint8), alpha])
+    assert np.abs(read(tmp_path, Image.fromarray(black)).astype(int) - (255 - alpha.astype(int))[..., None]).max() <= 1
+
+
+def test_a_transparent_palette_entry_is_white(tmp_path):
+    image = Image.fromarray(GREY % 2, "P")
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    seen = read(tmp_path, image, transparency=0)
+    assert (seen[GREY % 2 == 0] == 255).all() and (seen[GREY % 2 == 1] == (0, 0, 255)).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_is_turned_as_its_exif_data_say(tmp_path, orientation):
+    upright = np.zeros((10, 10, 3), np.uint8)
+    upright[:3, :5] = 255  # a corner, wider than high
+    turned = {
+        1: lambda x: x,
+        2: np.fliplr,
+        3: lambda x: np.rot90(x, 2),
+        4: np.flipud,
+        5: lambda x: x.transpose(1, 0, 2),
+        6: lambda x: np.rot90(x, 1),  # shown a quarter turn clockwise
+        7: lambda x: np.rot90(x, 2).transpose(1, 0, 2),
+        8: lambda x: np.rot90(x, -1),
+    }[orientation](upright)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert (read(tmp_path, Image.fromarray(np.ascontiguousarray(turned)), exif=exif) == upright).all()
+
+
+def test_pixels_without_a_fixed_range_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"deep\.tiff: .*no 8 or 16 bits \(mode F\); convert them to 8"):
+        read(tmp_path, Image.fromarray(np.ones((10, 10), np.float32)), "deep.tiff")
+
+
+def test_grey_images_on_request(tmp_path):
+    write(tmp_path / "pets", n=22)
+    colour, grey = (load(tmp_path / "pets", root=tmp_path, channels=channels) for channels in (3, 1))
+    assert grey.train.images.shape == (40, 1, 10, 10) and grey.test.labels.equal(colour.test.labels)
+    for image, expected in zip(grey.train.images, colour.train.images):
+        assert (image[0].numpy() == np.asarray(Image.fromarray(expected.permute(1, 2, 0).numpy()).convert("L"))).all()
+    assert load("shapes", train_images=20, channels=1).train.images.shape == (20, 1, 32, 32)
+
+
+def test_what_is_hidden_is_no_image(tmp_path):
+    write(tmp_path / ".cache" / "pets", n=12)  # hidden above the folder: no matter
+    folder = tmp_path / ".cache" / "pets"
+    before = load(folder, root=tmp_path)
+    for hidden in ("train/cat/.ipynb_checkpoints", "train/cat/deep/.Trash-1000/er", "test/.thumbnails"):
+        (folder / hidden).mkdir(parents=True)
+        Image.new("RGB", (10, 10)).save(folder / hidden / "0-checkpoint.png")
+    (folder / "train" / "dog" / "._00.png").write_bytes(b"\0\5\26\7" + bytes(100))
+    assert data.summary(load(folder, root=tmp_path)) == data.summary(before)
+
+
+def test_class_names_are_compared_composed(tmp_path):
+    """One file system spells an accent as a letter and a mark, another as one letter; the images are the same."""
+    spelt = {form: [unicodedata.normalize(form, name) for name in ("café", "cafz", "zoë")] for form in ("NFC", "NFD")}
+    assert spelt["NFC"] != spelt["NFD"]
+    write(tmp_path / "one" / "pets", classes=spelt["NFC"])
+    write(tmp_path / "two" / "pets", classes=spelt["NFD"], parts=("train",))
+    write(tmp_path / "two" / "pets", classes=spelt["NFC"], parts=("test",))
+    one, two = (load(tmp_path / name / "pets", root=tmp_path) for name in ("one", "two"))
+    assert two.train.classes == tuple(sorted(spelt["NFC"])) and fingerprint(one.train) == fingerprint(two.train)
 
 
 @pytest.mark.parametrize("size", [(10, 10), (120, 130)])
@@ -523,9 +718,21 @@ def other_classes(folder):
     return ValueError, r"same classes in train and test; only in train: \['dog'\]; only in test: \['wolf'\]"
 
 
+def one_class(folder):
+    write(folder, classes=("cat",))
+    return ValueError, "source: expected images of at least 2 classes, got one, 'cat', in pets"
+
+
+def hidden_images(folder):
+    write(folder)
+    for image in (folder / "train" / "cat").iterdir():
+        image.rename(image.with_name(f".{image.name}"))
+    return ValueError, "every class folder has to hold images; .*cat"
+
+
 @pytest.mark.parametrize(
     "make",
-    [missing, a_file, empty, no_test, empty_train, no_classes, empty_class, other_classes],
+    [missing, a_file, empty, no_test, empty_train, no_classes, empty_class, other_classes, one_class, hidden_images],
     ids=lambda f: f.__name__,
 )
 def test_a_folder_of_another_layout_is_refused_with_a_reason(tmp_path, make):

@@ -10,19 +10,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
 from torch import nn
 from torchvision.models import squeezenet1_1
 
-from repsim import augment, explorer, models, pairs, rng, shapes
+from repsim import augment, explorer, models, pairs, shapes, store
 from repsim.cka import cka, compare
-from repsim.measures import mutual_knn
 from repsim.render import Picture
 
 IMAGES, LABELS, _ = shapes.draw(24, seed=3, size=32)
 
 
 def features(n=30, p=6, seed=0):
-    return torch.randn(n, p, generator=rng.generator("explorer", seed))
+    return torch.randn(n, p, generator=store.generator("explorer", seed))
 
 
 # ----- neighbours, disagreement
@@ -136,7 +136,7 @@ def test_three_lines_show_own_networks(view, networks):
     assert isinstance(view, widgets.VBox)
     assert [menu.options for menu in view.layers] == [("stem", "layer2.0", "pool"), ("early", "late")]
     assert view.measure.options == ("unbiased CKA", "biased CKA", "mutual 10-NN")
-    mixed = IMAGES[torch.randperm(24, generator=rng.generator("order"))]
+    mixed = IMAGES[torch.randperm(24, generator=store.generator("order"))]
     expected = compare(networks, mixed, layers=LAYERS, batch_size=12).matrix("ours", "squeezenet").loc["pool", "late"]
     assert f"unbiased CKA {expected:.2f}" in text(view) and "pool" in text(view) and "late" in text(view)
     assert view.pictures.value.count("<img") == 2 and view.pictures.value.count('alt="') == 2
@@ -259,9 +259,9 @@ def test_views_pass_through_the_transform_and_grey_or_float_images_are_shown(net
     clean, view = net.inputs[:2]
     clean_uint8 = (clean * 255).round().byte()
     assert torch.equal(clean_uint8.sort(0).values, IMAGES.sort(0).values)
-    expected = augment.simclr(clean_uint8, rng.generator(0, "views", "simclr", 0)) / 4 + 0.5
+    expected = augment.simclr(clean_uint8, store.generator(0, "views", "simclr", 0)) / 4 + 0.5
     assert 0 <= float(view.min()) and float((view - expected).abs().max()) <= 0.5 / 255 + 1e-6
-    grey = pairs.prepare({"n": net}, torch.randn(8, 1, 5, 5, generator=rng.generator("grey")), layers=["flat"])
+    grey = pairs.prepare({"n": net}, torch.randn(8, 1, 5, 5, generator=store.generator("grey")), layers=["flat"])
     assert grey.images.shape == (8, 3, 5, 5) and grey.images.dtype == torch.uint8
     assert grey.images.min() == 0 and grey.images.max() == 255
 

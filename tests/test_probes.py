@@ -57,8 +57,9 @@ def test_weights_are_those_of_logistic_regression(penalty):
 def test_accuracy_and_penalty_are_those_of_a_grid_search(images):
     """To the last image, and on a validation split so small that many penalties are nearly equal on it."""
     chosen = {layer: x[:images] for layer, x in VALIDATION[0].items()}, VALIDATION[1][:images]
-    table = probes.linear_probe(*TRAIN, *chosen, *TEST, classes=CLASSES).set_index("layer")
-    assert list(table.index) == list(WIDTHS)
+    probe = probes.linear_probe(*TRAIN, *chosen, *TEST, classes=CLASSES)
+    table = probe.fit.set_index("layer").assign(accuracy=probe.correct.mean())
+    assert list(table.index) == list(probe.loss) == list(WIDTHS)
     for layer in WIDTHS:
         scaler = StandardScaler().fit(TRAIN[0][layer].double())
         train, validation, test = (scaler.transform(s[0][layer].double()) for s in (TRAIN, chosen, TEST))
@@ -67,6 +68,9 @@ def test_accuracy_and_penalty_are_those_of_a_grid_search(images):
             model = LogisticRegression(C=1 / (len(train) * penalty), tol=1e-8, max_iter=5000)
             model.fit(train, TRAIN[1].numpy())
             scores[penalty] = model.score(validation, chosen[1]), model.score(test, TEST[1])
+            if penalty == table.penalty[layer]:
+                chosen_loss = -model.predict_log_proba(test)[np.arange(len(test)), TEST[1]]
+                assert np.allclose(probe.loss[layer], chosen_loss, rtol=1e-3, atol=1e-3)
         best = max(scores, key=lambda penalty: scores[penalty][0])  # the first of equals
         assert table.penalty[layer] == best
         assert (table.validation_accuracy[layer], table.accuracy[layer]) == pytest.approx(scores[best])
@@ -77,22 +81,22 @@ def test_the_test_split_chooses_nothing():
         probes.linear_probe(*TRAIN, *VALIDATION, TEST[0], labels, classes=CLASSES)
         for labels in (TEST[1], TEST[1].roll(7))
     )
-    assert (one.accuracy > other.accuracy + 0.1).all()
-    assert one[["penalty", "validation_accuracy"]].equals(other[["penalty", "validation_accuracy"]])
+    assert (one.correct.mean() > other.correct.mean() + 0.1).all() and (one.loss.mean() < other.loss.mean()).all()
+    assert one.fit.equals(other.fit)
 
 
 def test_of_equally_good_penalties_the_larger_is_chosen():
     x, labels = torch.tensor([[-1.0], [1.0]]).repeat(20, 1), torch.tensor([0, 1]).repeat(20)
     split = ({"a": x}, labels)
-    assert probes.linear_probe(*split, *split, *split, classes=2, penalties=[0.1, 0.01]).penalty[0] == 0.1
+    assert probes.linear_probe(*split, *split, *split, classes=2, penalties=[0.1, 0.01]).fit.penalty[0] == 0.1
 
 
 def test_a_layer_does_not_depend_on_the_others_and_runs_repeat_exactly():
-    everything = probes.linear_probe(*TRAIN, *VALIDATION, *TEST, classes=CLASSES, per_image=True)
-    assert everything.equals(probes.linear_probe(*TRAIN, *VALIDATION, *TEST, classes=CLASSES, per_image=True))
+    everything = probes.linear_probe(*TRAIN, *VALIDATION, *TEST, classes=CLASSES).loss
+    assert everything.equals(probes.linear_probe(*TRAIN, *VALIDATION, *TEST, classes=CLASSES).loss)
     alone = [v for x, labels in (TRAIN, VALIDATION, TEST) for v in ({"twin": x["twin"]}, labels)]
-    alone = probes.linear_probe(*alone, classes=CLASSES, per_image=True)
-    assert (alone["twin"] != everything["twin"]).sum() <= 1
+    alone = probes.linear_probe(*alone, classes=CLASSES).loss
+    assert np.allclose(alone["twin"], everything["twin"], atol=1e-3)
 
 
 def test_features_that_never_vary_do_no_harm():
@@ -100,14 +104,14 @@ def test_features_that_never_vary_do_no_harm():
     for x, labels in (TRAIN, VALIDATION, TEST):
         dead = torch.cat([x["late"], torch.full((len(labels), 3), 0.7)], dim=1)
         splits += [{"late": dead, "dead": torch.zeros(len(labels), 2)}, labels]
-    table = probes.linear_probe(*splits, classes=CLASSES).set_index("layer")
-    alone = probes.linear_probe(*TRAIN, *VALIDATION, *TEST, classes=CLASSES).set_index("layer")
-    assert abs(table.accuracy["late"] - alone.accuracy["late"]) < 0.01
-    assert table.accuracy["dead"] == (TEST[1] == TRAIN[1].mode().values).double().mean()
+    accuracy = probes.linear_probe(*splits, classes=CLASSES).correct.mean()
+    alone = probes.linear_probe(*TRAIN, *VALIDATION, *TEST, classes=CLASSES).correct.mean()
+    assert abs(accuracy["late"] - alone["late"]) < 0.01
+    assert accuracy["dead"] == (TEST[1] == TRAIN[1].mode().values).double().mean()
 
 
 def test_intervals_are_wilsons():
-    correct = probes.linear_probe(*TRAIN, *VALIDATION, *TEST, classes=CLASSES, per_image=True)
+    correct = probes.linear_probe(*TRAIN, *VALIDATION, *TEST, classes=CLASSES).correct
     assert correct.shape == (500, 4) and set(correct.dtypes) == {np.dtype(bool)}
     for row in probes.accuracies(correct).itertuples():
         assert row.accuracy == correct[row.layer].mean()
@@ -117,7 +121,7 @@ def test_intervals_are_wilsons():
 # ---------------------------------------------------------------------------------------------------------------- k-NN
 @pytest.mark.parametrize("k", [1, 5, 10])
 def test_knn_is_sklearns_where_votes_decide(k):
-    correct = probes.knn(*TRAIN, *TEST, classes=CLASSES, k=k, per_image=True)
+    correct = probes.knn(*TRAIN, *TEST, classes=CLASSES, k=k)
     for layer in WIDTHS:
         reference = KNeighborsClassifier(k, metric="cosine", algorithm="brute")
         reference.fit(TRAIN[0][layer].double(), TRAIN[1])
@@ -135,7 +139,7 @@ def test_knn_ties_go_to_the_more_similar():
     # two votes each: cosines of 10 and 50 degrees sum to 1.63, those of 20 and 30 to 1.81
     for labels in ([0, 0, 1, 1], [1, 1, 0, 0]):
         winner = torch.tensor([labels[2]])
-        assert probes.knn(train, torch.tensor(labels), test, winner, classes=2, k=4).accuracy[0] == 1
+        assert probes.knn(train, torch.tensor(labels), test, winner, classes=2, k=4)["a"].all()
 
 
 @settings(max_examples=20, deadline=None)
@@ -145,10 +149,9 @@ def test_knn_does_not_depend_on_rotation_scale_or_the_images_order(seed, scale):
     rotation = torch.linalg.qr(torch.randn(20, 20, generator=generator)).Q
     order = torch.randperm(600, generator=generator)
     train, test = TRAIN[0]["late"], TEST[0]["late"]
-    one = probes.knn({"a": train}, TRAIN[1], {"a": test}, TEST[1], classes=CLASSES, per_image=True)
+    one = probes.knn({"a": train}, TRAIN[1], {"a": test}, TEST[1], classes=CLASSES)
     other = probes.knn(
         {"a": scale * train[order] @ rotation}, TRAIN[1][order], {"a": test @ rotation}, TEST[1], classes=CLASSES,
-        per_image=True,
     )  # fmt: skip
     assert (one["a"] != other["a"]).mean() < 0.01
 
@@ -162,16 +165,13 @@ def test_retrieval_against_a_loop(monkeypatch):
     cosine = torch.nn.functional.cosine_similarity(a[:, None].double(), b[None].double(), dim=2)
     expected = [bool(cosine[i].argmax() == i) for i in range(150)]
     assert 0.2 < np.mean(expected) < 0.95
-    assert probes.retrieval({"a": a}, {"a": b}, per_image=True)["a"].tolist() == expected
-    table = probes.retrieval({"a": a}, {"a": b})
-    assert list(table) == ["layer", "accuracy@1", "low", "high", "chance"]
-    assert table["accuracy@1"][0] == np.mean(expected) and table.chance[0] == 1 / 150
+    assert probes.retrieval({"a": a}, {"a": b})["a"].tolist() == expected
 
 
 def test_retrieval_of_collapsed_features_is_nothing_and_of_invariant_ones_everything():
     x = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
     views = {"collapsed": torch.ones(40, 5), "classes only": x[:4].repeat(10, 1), "invariant": x}
-    assert probes.retrieval(views, {k: 3 * v for k, v in views.items()})["accuracy@1"].tolist() == [0, 0, 1]
+    assert probes.retrieval(views, {k: 3 * v for k, v in views.items()}).mean().tolist() == [0, 0, 1]
 
 
 # --------------------------------------------------------------------------------------------------------- NT-Xent
@@ -211,36 +211,54 @@ def views(n, seed):
 
 def test_fitted_nt_xent_finds_the_shared_signal_and_only_that():
     train, test = views(512, 0), views(300, 1)
-    table = probes.fitted_nt_xent(*train, *test, batch=64, dimensions=16, steps=200).set_index("layer")
+    loss = probes.fitted_nt_xent(*train, *test, batch=64, dimensions=16, steps=200).mixed.mean()
     chance = math.log(2 * 64 - 1)
-    assert (table.chance == chance).all()
-    assert table.loss["late"] < table.loss["early"] - 0.5 < chance - 0.6
-    assert table.loss["noise"] > chance - 0.01  # as good as nothing, whatever it learnt by heart
-    assert table.loss["constant"] == pytest.approx(chance, abs=1e-5)
+    assert loss["late"] < loss["early"] - 0.5 < chance - 0.6
+    assert loss["noise"] > chance - 0.01  # as good as nothing, whatever it learnt by heart
+    assert loss["constant"] == pytest.approx(chance, abs=1e-5)
     # an untrained projection of the same features does worse than the trained one
     untrained = probes.fitted_nt_xent(*train, *test, batch=64, dimensions=16, steps=1, learning_rate=0.0)
-    assert table.loss["late"] < untrained.set_index("layer").loss["late"] - 0.5
+    assert loss["late"] < untrained.mixed["late"].mean() - 0.5
 
 
 def test_fitted_nt_xent_scores_every_test_image_once_at_the_size_of_a_batch():
     train, test = views(128, 0), views(100, 1)  # 100 images in batches of 64: the second is filled up
-    kwargs = dict(batch=64, steps=10)
-    per_image = probes.fitted_nt_xent(*train, *test, **kwargs, per_image=True)
+    per_image = probes.fitted_nt_xent(*train, *test, batch=64, steps=10).mixed
     assert per_image.shape == (100, 4) and per_image.notna().all().all()
-    table = probes.fitted_nt_xent(*train, *test, **kwargs)
-    assert np.allclose(table.loss, per_image.mean())
-    assert np.allclose(table.high - table.low, 2 * 1.96 * per_image.std() / 10)
     assert np.allclose(per_image["constant"], math.log(127), atol=1e-5)
+
+
+def test_knowing_the_class_is_chance_in_batches_of_one_class():
+    """Embeddings that are the class and nothing else: far below chance in mixed batches, chance within a class."""
+    labels = torch.arange(4).repeat(50)
+    x = torch.eye(4)[labels] + 1e-4 * torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    classes, (instance_a, instance_b) = {"x": x}, ({"x": v["late"]} for v in views(200, 2))
+    known = probes.fitted_nt_xent(classes, classes, classes, classes, labels, batch=64, steps=30, dimensions=4)
+    assert known.of_a_class["x"].mean() == pytest.approx(math.log(2 * 50 - 1), abs=0.05)
+    assert known.mixed["x"].mean() < math.log(2 * 64 - 1) - 0.8
+    one = probes.fitted_nt_xent(instance_a, instance_b, instance_a, instance_b, labels, batch=64, steps=100)
+    assert one.of_a_class["x"].mean() < math.log(99) - 1 and one.of_a_class.shape == (200, 1)
+    few = torch.arange(20).repeat(10)  # ten images a class are too few
+    assert probes.fitted_nt_xent(*[classes] * 4, few, batch=64, steps=2).of_a_class.isna().all().all()
+    assert probes.fitted_nt_xent(*[classes] * 4, batch=64, steps=2).of_a_class is None
 
 
 def test_fitted_nt_xent_depends_on_its_seed_and_not_on_other_layers():
     train, test = views(128, 0), views(100, 1)
-    kwargs = dict(batch=32, steps=20, per_image=True)
-    everything = probes.fitted_nt_xent(*train, *test, **kwargs)
-    assert everything.equals(probes.fitted_nt_xent(*train, *test, **kwargs))
-    alone = probes.fitted_nt_xent(*({"early": v["early"]} for v in (*train, *test)), **kwargs)
+    kwargs = dict(batch=32, steps=20)
+    everything = probes.fitted_nt_xent(*train, *test, **kwargs).mixed
+    assert everything.equals(probes.fitted_nt_xent(*train, *test, **kwargs).mixed)
+    alone = probes.fitted_nt_xent(*({"early": v["early"]} for v in (*train, *test)), **kwargs).mixed
     assert np.allclose(alone["early"], everything["early"], atol=1e-4)
-    assert not np.allclose(everything, probes.fitted_nt_xent(*train, *test, **kwargs, seed=1), atol=1e-4)
+    assert not np.allclose(everything, probes.fitted_nt_xent(*train, *test, **kwargs, seed=1).mixed, atol=1e-4)
+
+
+def test_folds_are_means_of_every_twentieth_image():
+    outcomes = pd.DataFrame({"a": np.arange(50.0), "b": np.arange(50) % 3 == 0})
+    table = probes.by_fold(outcomes)
+    assert table.shape == (20, 2) and table.attrs["images"].tolist() == [3] * 10 + [2] * 10
+    assert table["a"][3] == (3 + 23 + 43) / 3 and table["b"][0] == np.mean([0 % 3 == 0, 20 % 3 == 0, 40 % 3 == 0])
+    assert (table["a"] * table.attrs["images"]).sum() == outcomes["a"].sum()
 
 
 # ------------------------------------------------------------------------------------------------------------- factors

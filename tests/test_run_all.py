@@ -110,7 +110,9 @@ def test_what_is_damaged_or_gone_is_made_again(project):
         path = project.out / name
         path.write_bytes(damaged) if damaged is not None else path.unlink()
         assert project() == (0, again), name
-        assert again == ["a"] or path.read_bytes() == whole[path], name  # an executed notebook holds times
+        # an executed notebook holds times, and the report a checksum of those
+        made, before = (re.sub(rb"\b[0-9a-f]{64}\b", b"", content) for content in (path.read_bytes(), whole[path]))
+        assert again == ["a"] or made == before, name
 
 
 @pytest.fixture(params=["in order", "two at a time", "submitit", "slurm"])
@@ -150,7 +152,7 @@ def test_a_kernel_that_dies_in_the_middle_is_said_and_leaves_what_was_there(proj
     assert re.search("a: .*[Kk]ernel died.*out of memory.*a.ipynb is as it was", capfd.readouterr().err)
     assert (project.out / "notebooks" / "a.ipynb").read_bytes() == whole
     page = (project.out / "index.html").read_text()
-    assert "was executed with other settings, images or sources" in page and "Of 1 claims" in page
+    assert "was executed with other settings, images or sources" in page and 'id="C2"' in page and 'id="C1"' not in page
 
 
 def test_verdicts_of_other_settings_are_not_mixed_into_the_report(project):
@@ -175,29 +177,11 @@ def test_a_kernel_that_dies_at_its_start_is_started_again(project, monkeypatch):
     assert project("--only", "01_training", "--jobs", "1") == (0, ["train", "train"]) and len(tries) == 3
 
 
-def test_the_report_opens_with_a_summary_and_the_card_of_these_verdicts(project, monkeypatch):
-    card = [
-        {
-            "claim": "C1",
-            "attack": "noise",
-            "before": "undecided",
-            "after": "supported",
-            "outcome": "decided",
-            "because": "x",
-        }
-    ]
-    notebook(
-        project.notebooks,
-        "c",
-        f"import json, pathlib\n(pathlib.Path(out) / 'card.json').write_text({json.dumps(card)!r})",
-    )
-    monkeypatch.setitem(run_all.CHAPTERS, "c", (["a"], ["card.json"]))
+def test_a_run_with_nothing_changed_does_not_write_the_report_again(project):
     project()
-    page = (project.out / "index.html").read_text()
-    assert "Of 2 claims: 2 undecided." in page and "Of 1 verdicts under attack: 1 decided." in page
-    (project.out / "card.json").write_text(json.dumps([{**card[0], "before": "supported"}]))  # of an earlier run
-    project("--force", "--only", "b")
-    assert "verdicts under attack" not in (project.out / "index.html").read_text()
+    page = project.out / "index.html"
+    written = page.stat().st_mtime_ns
+    assert project() == (0, []) and page.stat().st_mtime_ns == written
 
 
 def test_list_says_what_would_run_and_runs_nothing(project, capfd):
@@ -219,7 +203,6 @@ def test_further_chapters_run_when_asked_for_and_stay_in_the_report(project, cap
     assert json.loads((project.out / "predictions.json").read_text()) == []
     assert project("--all") == (0, ["d"]) and project("--all") == (0, [])
     assert json.loads((project.out / "predictions.json").read_text()) == [{"outcome": "open"}]
-    assert "Of 1 predictions of the further chapters: 1 open." in (project.out / "index.html").read_text()
     assert project() == (0, []) and 'id="d"' in (project.out / "index.html").read_text()
     (project.out / "predictions" / "d.json").unlink()
     assert project("--only", "d") == (0, ["d"])

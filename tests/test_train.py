@@ -231,7 +231,7 @@ def test_networks_of_one_seed_begin_with_the_same_backbone_and_see_the_same_view
             return seen[name][-1]
 
         monkeypatch.setitem(augment.VIEWS, "simclr", noted)
-        train._loss(
+        train.step_loss(
             made[name].model,
             images.train.images[:8],
             images.train.labels[:8],
@@ -341,7 +341,7 @@ def test_the_strengths_of_simclrs_views_are_settings(images, tmp_path):
 
     def loss(objective, **strengths):
         settings = dataclasses.replace(SETTINGS, objective=objective, **strengths)
-        return train._loss(settings.build(10), batch, labels, settings, key).item()
+        return train.step_loss(settings.build(10), batch, labels, settings, key).item()
 
     for strength in ({"crop": 1.0}, {"colour": 0.0}, {"hue": 0.5}, {"grayscale": 1.0}):
         assert loss("simclr", **strength) != loss("simclr") and loss("sl", **strength) == loss("sl")
