@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import vl_convert
 
-from repsim import charts, figures, publish, render, robustness
+from repsim import charts, figures, publish, robustness
 from repsim.claims import Claim
 from repsim.study import Study
 
@@ -20,12 +20,12 @@ def decisive(claim: Claim) -> str:
     return "; ".join(f"{p.statement}: {figures.found(p)} (claimed: {p.side} {p.threshold:g})" for p in parts)
 
 
-def outcomes(folder: Path = BEYOND) -> str:
-    """The predictions of 06 to 08 with what became of them, as a Markdown table."""
+def outcomes(folder: Path = BEYOND) -> None:
+    """Print the predictions of 06 to 08 with what became of them, as a Markdown table."""
     rows = json.loads((folder / "predictions.json").read_text())
     table = pd.DataFrame([(r["id"], r["statement"], r["outcome"]) for r in rows])
     table.columns = ["", "prediction", "on this run"]
-    return figures.markdown(table).data
+    charts.markdown(table)
 
 
 def main() -> None:
@@ -34,17 +34,17 @@ def main() -> None:
     claims = [Claim.from_dict(row) for row in rows]
     table = pd.DataFrame([(c.id, c.statement, c.verdict, decisive(c)) for c in claims])
     table.columns = ["", "claim", "at this scale", "what decided it (a number for each network or pair)"]
-    print(figures.markdown(table).data, "\n")
-    print(figures.card_table(robustness.kept_card(FOLDER, rows)).data, "\n")
-    print(outcomes())
+    charts.markdown(table)
+    figures.card_table(robustness.kept_card(FOLDER, rows))
+    outcomes()
 
-    render.use()
+    charts.use()
     study = Study(artefacts=str(FOLDER))
     kinds = [("sl", "simclr"), ("sl", "sl"), ("simclr", "simclr"), ("sl", "untrained")]
     curves = [study.comparison().curve(f"{a}-0", f"{b}-{study.seeds - 1}") for a, b in kinds]
     title = f"CKA of same-named layers of two networks ({study.summary.name})"
-    spec = charts.curves(pd.concat(curves), kind="panels", title=title).to_dict()
-    png = vl_convert.vegalite_to_png(spec, vl_version=render.VEGA_LITE, scale=1.6)
+    spec = charts.lines(pd.concat(curves), panel="kind", title=title).to_dict()
+    png = vl_convert.vegalite_to_png(spec, vl_version=charts.VEGA_LITE, scale=1.6)
     (Path(__file__).parent / "found.png").write_bytes(png)
 
 

@@ -32,12 +32,10 @@ artefacts = None  # str: a folder of published results to draw instead, such as 
 
 # %%
 import pandas as pd
-from IPython.display import Markdown
 
-from repsim import charts, claims, figures, publish, render, robustness
+from repsim import charts, claims, figures, publish, robustness
 from repsim.study import Study
 
-render.use()
 study = Study(
     data=data,
     train_images=train_images,
@@ -55,7 +53,7 @@ study = Study(
     out=out,
     artefacts=artefacts,
 )
-Markdown(f"**This run:** {study.basis()}.")
+charts.markdown(f"**This run:** {study.basis()}.")
 
 # %% [markdown]
 # ## The answer
@@ -68,16 +66,19 @@ verdicts = [study.claim(claim) for claim in study.verdicts()]
 published = publish.published()
 figures.verdicts(verdicts, published)
 
+
 # %%
 def counted(found):
     count = pd.Series([c.verdict for c in found]).value_counts()
-    return ", ".join(f"{count[v]} {v}" for v in (claims.SUPPORTED, claims.NOT_SUPPORTED, claims.UNDECIDED) if v in count)
+    return ", ".join(
+        f"{count[v]} {v}" for v in (claims.SUPPORTED, claims.NOT_SUPPORTED, claims.UNDECIDED) if v in count
+    )
 
 
 said = [f"Of {len(verdicts)} claims, at this scale: {counted(verdicts)}."]
 if published and published[0] != study.basis():
     said.append(f"The published run ({published[0]}): {counted(published[1])}.")
-Markdown(" ".join(said))
+charts.markdown(" ".join(said))
 
 # %%
 figures.learnt(study.probe([*study.core, "pixels"]), len(study.summary.classes))
@@ -85,9 +86,9 @@ figures.learnt(study.probe([*study.core, "pixels"]), len(study.summary.classes))
 # %%
 largest = Study(artefacts=str(publish.PUBLISHED)) if published and not artefacts else study
 kinds = [("sl", "simclr"), ("sl", "sl"), ("simclr", "simclr"), ("sl", "untrained")]
-charts.curves(
+charts.lines(
     pd.concat([largest.comparison().curve(f"{a}-0", f"{b}-{largest.seeds - 1}") for a, b in kinds]),
-    kind="panels",
+    panel="kind",
     title=f"How alike are same-named layers of two networks? ({largest.summary.name})",
 )
 
@@ -133,7 +134,7 @@ figures.forest(verdicts, title="All claims: estimates, intervals, and the side t
 # ## How the numbers are made
 
 # %%
-figures.markdown(study.protocol())
+charts.markdown(study.protocol())
 
 # %% [markdown]
 # ## What would change our mind
@@ -146,4 +147,4 @@ figures.markdown(study.protocol())
 # Versions, parameters and time of this execution:
 
 # %%
-figures.markdown(study.colophon())
+charts.markdown(study.colophon())

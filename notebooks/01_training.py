@@ -36,13 +36,11 @@ network = "simclr-0"  # str: the network of this execution, OBJECTIVE-SEED: sl-0
 # %%
 import pandas as pd
 import torch
-from IPython.display import Markdown
 
-from repsim import augment, charts, figures, losses, models, render, rng, train
+from repsim import augment, charts, losses, models, rng, train
 from repsim.data import load
 from repsim.study import Study
 
-render.use()
 study = Study(
     data=data,
     train_images=train_images,
@@ -63,7 +61,7 @@ study = Study(
 settings = study.settings(network)
 objective = train.OBJECTIVES[settings.objective]
 images = study.summary
-Markdown(f"**This run** trains `{network}`, {objective.title}, on {study.basis()}.")
+charts.markdown(f"**This run** trains `{network}`, {objective.title}, on {study.basis()}.")
 
 # %% [markdown]
 # ## What the network sees
@@ -73,13 +71,15 @@ Markdown(f"**This run** trains `{network}`, {objective.title}, on {study.basis()
 
 # %%
 if study.artefacts:
-    display(Markdown("*Published results come without their images. Shown here are embedded ones.*"))
+    charts.show(charts.markdown("*Published results come without their images. Shown here are embedded ones.*"))
     train_set = load("shapes", train_images=300, test_images=10).train
 else:
     train_set = study.images.train
 rows = [torch.nonzero(train_set.labels == c).flatten()[:3] for c in range(len(train_set.classes))]
 sample = torch.stack([r[i] for i in range(3) for r in rows[:10]])
-charts.images(train_set.images[sample], [train_set.classes[c] for c in train_set.labels[sample]], title="Training images")
+charts.images(
+    train_set.images[sample], [train_set.classes[c] for c in train_set.labels[sample]], title="Training images"
+)
 
 # %% [markdown]
 # Training never shows an image as it is. SL sees a shifted, perhaps mirrored copy. SimCLR sees two *views*: a random crop
@@ -91,8 +91,8 @@ shown = train_set.images[sample[:8]]
 views = [augment.VIEWS["supervised"](shown, rng.generator("figure", 0))]
 views += [augment.VIEWS["simclr"](shown, rng.generator("figure", i)) for i in (1, 2)]
 pictures = [shown] + [((v * 0.25 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8) for v in views]
-captions = [name for name in ("image", "SL", "SimCLR a", "SimCLR b") for _ in range(len(shown))]
-charts.images(torch.cat(pictures), captions, columns=len(shown), title="Images and their views")
+rows = ["image", "SL", "SimCLR a", "SimCLR b"]
+charts.images(torch.cat(pictures), columns=len(shown), rows=rows, title="Images and their views")
 
 # %% [markdown]
 # ## The loss
@@ -135,11 +135,8 @@ print(", ".join(models.layer_names(model)))
 
 # %%
 history = study.history([network])
-charts.history(
-    history,
-    ["loss", "validation_loss"],
-    title=f"{network}: loss per epoch, in nats",
-)
+losses_by_epoch = history.melt(["network", "epoch"], ["loss", "validation_loss"], "split", "loss, nats")
+charts.lines(losses_by_epoch, "epoch", "loss, nats", panel="split", title=f"{charts.name(network)}: loss per epoch")
 
 # %% [markdown]
 # *How to read it.* Left: the mean loss over an epoch's steps, on augmented training images. Right: the same loss on held-out
@@ -150,7 +147,7 @@ charts.history(
 choices = len(images.classes) if objective.head == "linear" else 2 * settings.batch_size - 1
 uninformed, last = torch.tensor(float(choices)).log().item(), history.loss.iloc[-1]
 where = "**below** it" if last < uninformed else "**not below** it: it has learnt nothing yet"
-Markdown(f"The uninformed loss is {uninformed:.1f} nats; `{network}` ends {where}, at {last:.1f}.")
+charts.markdown(f"The uninformed loss is {uninformed:.1f} nats; `{network}` ends {where}, at {last:.1f}.")
 
 # %% [markdown]
 # ## What came out
@@ -170,14 +167,16 @@ charts.bars(
     "accuracy",
     "reading",
     domain=(0, 1),
-    reference=1 / len(images.classes),
+    rules={"chance": 1 / len(images.classes)},
     title="Test accuracy read from raw pixels, an untrained network and this one",
 )
 
 # %%
 linear = table[table.reading == "linear probe"].set_index("network")
 better = linear.low[network] > max(linear.high["pixels"], linear.high[f"untrained-{settings.seed}"])
-Markdown(f"The linear probe of `{network}` is {'clearly' if better else '**not** clearly'} above both baselines.")
+charts.markdown(
+    f"The linear probe of `{network}` is {'clearly' if better else '**not** clearly'} above both baselines."
+)
 
 # %% [markdown]
 # *How to read it.* Bars are accuracies on test images that nothing was chosen on, with 95 % intervals; the dashed line is
@@ -200,4 +199,4 @@ Markdown(f"The linear probe of `{network}` is {'clearly' if better else '**not**
 # Versions, parameters and time of this execution:
 
 # %%
-figures.markdown(study.colophon())
+charts.markdown(study.colophon())

@@ -36,13 +36,11 @@ artefacts = None  # str: a folder of published results to draw instead, such as 
 import numpy as np
 import pandas as pd
 import torch
-from IPython.display import Markdown
 
-from repsim import charts, claims, figures, publish, render, rng
+from repsim import charts, claims, figures, publish, rng
 from repsim.cka import cka
 from repsim.study import Study
 
-render.use()
 study = Study(
     data=data,
     train_images=train_images,
@@ -60,7 +58,7 @@ study = Study(
     out=out,
     artefacts=artefacts,
 )
-Markdown(f"**This run:** {study.basis()}.")
+charts.markdown(f"**This run:** {study.basis()}.")
 
 # %% [markdown]
 # ## The answer of this run
@@ -103,6 +101,7 @@ figures.forest([c1, c2, c3], title="C1 to C3: what each verdict rests on")
 # different layers. Written out, it agrees with the function used below,
 # and on independent noise it is near zero where the biased one is not:
 
+
 # %%
 def hsic1(k, l):
     n, k, l = len(k), k - k.diag().diag(), l - l.diag().diag()
@@ -113,7 +112,9 @@ def hsic1(k, l):
 x, y = (torch.randn(64, 2048, dtype=torch.float64, generator=rng.generator("noise", i)) for i in (0, 1))
 k, l = x @ x.T, y @ y.T
 assert np.isclose(cka(x, y), hsic1(k, l) / (hsic1(k, k) * hsic1(l, l)).sqrt())
-print(f"64 images, 2,048 independent noise features: unbiased {cka(x, y):.2f}, biased {cka(x, y, estimator='biased'):.2f}")
+print(
+    f"64 images, 2,048 independent noise features: unbiased {cka(x, y):.2f}, biased {cka(x, y, estimator='biased'):.2f}"
+)
 
 # %% [markdown]
 # ## The baseline: networks that have learnt nothing
@@ -151,7 +152,9 @@ figures.describe(c1)
 # ## C2 and C3: layer by layer across objectives
 
 # %%
-charts.heatmap(comparison.table("sl-0", f"simclr-{study.seeds - 1}"), title="SL (rows) against SimCLR (columns)", linked=True)
+charts.heatmap(
+    comparison.table("sl-0", f"simclr-{study.seeds - 1}"), title="SL (rows) against SimCLR (columns)", linked=True
+)
 
 # %% [markdown]
 # The diagonal of that map, layer against same layer, is the curve that C2 and C3 speak of. It means little alone: two seeds of
@@ -159,14 +162,21 @@ charts.heatmap(comparison.table("sl-0", f"simclr-{study.seeds - 1}"), title="SL 
 # (two seeds) and its floor (a trained network with an untrained one); whether it lies between them is what C2 asks. With two seeds or
 # more, networks compared never share their initial weights.
 
+
 # %%
 def pairs(a, b):
-    return [(f"{a}-{i}", f"{b}-{(i + 1) % study.seeds}") for i in range(study.seeds)] if a != b else [(f"{a}-0", f"{a}-{study.seeds - 1}")]
+    return (
+        [(f"{a}-{i}", f"{b}-{(i + 1) % study.seeds}") for i in range(study.seeds)]
+        if a != b
+        else [(f"{a}-0", f"{a}-{study.seeds - 1}")]
+    )
 
 
 kinds = [("sl", "simclr"), ("sl", "sl"), ("simclr", "simclr"), ("sl", "untrained"), ("simclr", "untrained")]
 curves = pd.concat([comparison.curve(*pair) for a, b in kinds for pair in pairs(a, b)])
-charts.curves(curves, kind="panels", title="CKA of same-named layers: across objectives, seeds, and with untrained networks")
+charts.lines(
+    curves, panel="kind", title="CKA of same-named layers: across objectives, seeds, and with untrained networks"
+)
 
 # %% [markdown]
 # *How to read it.* Left, post-residual layers: what the network represents (C2). Right, residual layers: what each block adds
@@ -174,7 +184,7 @@ charts.curves(curves, kind="panels", title="CKA of same-named layers: across obj
 # seeds"; one that sinks to the floor says "no more alike than either is to random weights".
 
 # %%
-display(figures.describe(c2), figures.describe(c3))
+charts.show(figures.describe(c2), figures.describe(c3))
 
 # %% [markdown]
 # ## What we found, and what would change our mind
@@ -195,4 +205,4 @@ display(figures.describe(c2), figures.describe(c3))
 # Versions, parameters and time of this execution:
 
 # %%
-figures.markdown(study.colophon())
+charts.markdown(study.colophon())

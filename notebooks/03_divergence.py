@@ -34,12 +34,10 @@ artefacts = None  # str: a folder of published results to draw instead, such as 
 
 # %%
 import pandas as pd
-from IPython.display import Markdown
 
-from repsim import charts, claims, figures, publish, render
+from repsim import charts, claims, figures, publish
 from repsim.study import Study
 
-render.use()
 study = Study(
     data=data,
     train_images=train_images,
@@ -57,7 +55,7 @@ study = Study(
     out=out,
     artefacts=artefacts,
 )
-Markdown(f"**This run:** {study.basis()}.")
+charts.markdown(f"**This run:** {study.basis()}.")
 
 # %% [markdown]
 # ## The answer of this run
@@ -97,8 +95,12 @@ for pair in claims.pairs(study.seeds):
             value, low, high = comparison.interval(lambda c, l=layer, w=with_: score(c, l, w))
             rows.append({"a": one, "b": with_, "layer": layer, "cka": value, "low": low, "high": high})
 normalised = pd.DataFrame(rows)
-charts.curves(
-    normalised, kind="panels", domain=(0, 1.25), y_title="normalised CKA", title="SL against SimCLR, relative to seed ceilings"
+charts.lines(
+    normalised,
+    panel="kind",
+    domain=(0, 1.25),
+    y_title="normalised CKA",
+    title="SL against SimCLR, relative to seed ceilings",
 )
 
 # %%
@@ -113,10 +115,10 @@ figures.describe(c4)
 
 # %%
 labels = pd.concat([comparison.curve(name, "labels") for name in study.core])
-charts.curves(labels, kind="post-residual", domain=None, title="CKA with the classes")
+charts.lines(labels, kind="post-residual", title="CKA with the classes")
 
 # %%
-charts.curves(
+charts.lines(
     probe[probe.network != "pixels"],
     y="accuracy",
     kind="post-residual",
@@ -139,11 +141,11 @@ figures.describe(c5)
 # %%
 a, b = claims.VIEWS
 views = pd.concat([comparison.curve(f"{name}@{a}", f"{name}@{b}") for name in study.core])
-charts.curves(views.assign(comparison=[n.split("-")[0] for n in views.a]), kind="panels", title="CKA between two augmented views")
+charts.lines(views, panel="kind", title="CKA between two augmented views")
 
 # %%
 clean = pd.concat([comparison.curve(name, f"{name}@{a}") for name in study.core])
-charts.curves(clean.assign(comparison=[n.split("-")[0] for n in clean.a]), kind="panels", title="CKA between a view and the clean image")
+charts.lines(clean, panel="kind", title="CKA between a view and the clean image")
 
 # %% [markdown]
 # View-CKA is not invariance by itself: a layer that knows only the class has a high view-CKA too. Retrieval tells the two
@@ -151,8 +153,12 @@ charts.curves(clean.assign(comparison=[n.split("-")[0] for n in clean.a]), kind=
 
 # %%
 retrieval = study.retrieval(study.core).rename(columns={"accuracy@1": "share"})
-charts.curves(
-    retrieval, y="share", kind="post-residual", y_title="retrieved at rank 1", title="Finding an image's other view among all"
+charts.lines(
+    retrieval,
+    y="share",
+    kind="post-residual",
+    y_title="retrieved at rank 1",
+    title="Finding an image's other view among all",
 )
 
 # %%
@@ -175,4 +181,4 @@ figures.describe(c6)
 # Versions, parameters and time of this execution:
 
 # %%
-figures.markdown(study.colophon())
+charts.markdown(study.colophon())

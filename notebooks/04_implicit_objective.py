@@ -35,12 +35,10 @@ artefacts = None  # str: a folder of published results to draw instead, such as 
 import math
 
 import pandas as pd
-from IPython.display import Markdown
 
-from repsim import charts, claims, figures, losses, publish, render
+from repsim import charts, claims, figures, losses, publish
 from repsim.study import Study
 
-render.use()
 study = Study(
     data=data,
     train_images=train_images,
@@ -58,7 +56,7 @@ study = Study(
     out=out,
     artefacts=artefacts,
 )
-Markdown(f"**This run:** {study.basis()}.")
+charts.markdown(f"**This run:** {study.basis()}.")
 
 # %% [markdown]
 # ## The answer of this run
@@ -89,20 +87,19 @@ import torch
 
 same = torch.ones(8, 4)
 assert math.isclose(losses.nt_xent(same, same).item(), math.log(15), rel_tol=1e-6)
-charts.curves(
+charts.lines(
     contrastive,
     y="loss",
-    kind="panels",
-    domain=None,
+    panel="kind",
     y_title="NT-Xent of a fitted projection, nats",
     title="SimCLR's objective, fitted at every layer (lower is better)",
 )
 
 # %%
-charts.curves(
+charts.lines(
     probe[probe.network != "pixels"],
     y="accuracy",
-    kind="panels",
+    panel="kind",
     y_title="test accuracy",
     title="The supervised objective, fitted at every layer (higher is better)",
 )
@@ -113,7 +110,7 @@ charts.curves(
 # figure, and SL's not to sink there in the first.
 
 # %%
-Markdown(f"Embeddings that are all equal would give {contrastive.chance.iloc[0]:.2f} nats in the first figure.")
+charts.markdown(f"Embeddings that are all equal would give {contrastive.chance.iloc[0]:.2f} nats in the first figure.")
 
 # %% [markdown]
 #
@@ -130,10 +127,19 @@ for name in [n for n in study.core if n.endswith("-0")]:
     classes = comparison.curve(name, "labels").set_index("layer_a").cka
     views = comparison.curve(f"{name}@{a}", f"{name}@{b}").set_index("layer_a").cka
     for position, layer in enumerate(evidence.layers):
-        rows.append({"network": name, "layer": layer, "classes": classes[layer], "views": views[layer], "position": position})
-figures.path(
-    pd.DataFrame(rows), x="classes", y="views", x_title="CKA with the classes", y_title="CKA between two views",
-    title="From stem to pool: classes against view invariance",
+        rows.append(
+            {
+                "network": name,
+                "layer": layer,
+                "CKA with the classes": classes[layer],
+                "CKA between two views": views[layer],
+                "position": position,
+            }
+        )
+plane = pd.DataFrame(rows)
+plane = plane[~plane.layer.str.endswith(".residual")]
+charts.path(
+    plane, "CKA with the classes", "CKA between two views", title="From stem to pool: classes against view invariance"
 )
 
 # %%
@@ -148,9 +154,17 @@ figures.describe(c7)
 # %%
 factors = study.factors(["untrained-0", "sl-0", "simclr-0"])
 if factors is None:
-    display(Markdown("These images come without known factors; run the embedded set to see this figure."))
+    charts.show(charts.markdown("These images come without known factors; run the embedded set to see this figure."))
 else:
-    display(figures.panels(factors, "score", "factor", title="How well each factor can be read from each layer"))
+    charts.show(
+        charts.lines(
+            factors,
+            y="score",
+            panel="factor",
+            kind="post-residual",
+            title="How well each factor can be read from each layer",
+        )
+    )
 
 # %% [markdown]
 # *How to read it.* One panel per factor. One would expect SL to lose what its classes do not need, and SimCLR what its views vary
@@ -173,4 +187,4 @@ else:
 # Versions, parameters and time of this execution:
 
 # %%
-figures.markdown(study.colophon())
+charts.markdown(study.colophon())

@@ -45,13 +45,11 @@ import math
 
 import pandas as pd
 import torch
-from IPython.display import Markdown
 
-from repsim import attacks, charts, claims, figures, measures, render, rng, robustness
+from repsim import attacks, charts, claims, figures, measures, rng, robustness
 from repsim.cka import cka
 from repsim.study import Study
 
-render.use()
 study = Study(
     data=data,
     train_images=train_images,
@@ -69,7 +67,7 @@ study = Study(
     out=out,
     artefacts=artefacts,
 )
-Markdown(f"**This run:** {study.basis()}; controls: {', '.join(study.controls) or 'none'}.")
+charts.markdown(f"**This run:** {study.basis()}; controls: {', '.join(study.controls) or 'none'}.")
 
 # %% [markdown]
 # ## The claims card of this run
@@ -77,7 +75,7 @@ Markdown(f"**This run:** {study.basis()}; controls: {', '.join(study.controls) o
 # %%
 base, judged = attacks.verdicts(study)
 card = robustness.keep_card(robustness.card(base, judged), study.out)
-figures.card(card, title="What each attack does to each verdict")
+figures.card_table(card.to_dict("records"))
 
 # %%
 figures.survivors(card)
@@ -106,7 +104,9 @@ print(f"{n} images of noise, {p:,} features: biased {cka(x, y, estimator='biased
 # %%
 evidence, probe = study.evidence(), study.probe(study.core)
 middle = claims.end_of(evidence.layers, "layer3")
-figures.sizes(attacks.sample_sizes(study, middle), title="CKA against the number of images, by both estimators")
+sizes = attacks.sample_sizes(study, middle)
+sizes["line"] = sizes.pair + ", " + sizes.estimator
+charts.lines(sizes, "n", color="line", log=True, title="CKA against the number of images, by both estimators")
 
 # %%
 figures.effect(card, "biased estimator")
@@ -137,12 +137,14 @@ variants = {
     "largest 1 % dropped": attacks.trimmed(study),
 }
 curves = pd.concat([c.curve(one, other).assign(variant=name, a=name) for name, c in variants.items()])
-charts.curves(curves, color="variant", kind="panels", title=f"{one} with {other}: kernel and outliers")
+charts.lines(curves, color="variant", panel="kind", title=f"{one} with {other}: kernel and outliers")
 
 # %%
 left, whole = attacks.trimmed(study).images, study.summary.test
-display(
-    Markdown(f"{whole - left} of {whole} images were among the largest 1 % at the end of a stage of a trained network."),
+charts.show(
+    charts.markdown(
+        f"{whole - left} of {whole} images were among the largest 1 % at the end of a stage of a trained network."
+    ),
     figures.effect(card, "RBF kernel", "images in any top 1 % dropped"),
 )
 
@@ -161,10 +163,9 @@ display(
 without = robustness.Cells(evidence.comparison, robustness.without_input)
 floor = f"untrained-{study.seeds - 1}"
 shown = [(one, other), (one, floor), ("simclr-0", floor)]
-charts.curves(
+charts.lines(
     pd.concat([without.curve(*pair) for pair in shown]),
-    kind="panels",
-    domain=None,
+    panel="kind",
     title="CKA with the input's Gram regressed out: SL with SimCLR, and each with an untrained network",
 )
 
@@ -180,6 +181,7 @@ figures.effect(card, "input regressed out")
 # C2 to C4 are judged by a *normalised* score: CKA across objectives over what two seeds of each share. This attack gives the
 # ceilings up (two seeds count as equal) and asks the raw number to pass the same thresholds. It matters most where two seeds of one
 # objective agree least: see the ceilings below.
+
 
 # %%
 def curve(label, value):
@@ -200,9 +202,13 @@ if pairs:
         curve(f"ceiling, {b} with {b2}", lambda cell, l: cell(b, l, b2, l)),
         curve(f"floor, {a} with untrained-{a2[-1]}", lambda cell, l: cell(a, l, f"untrained-{a2[-1]}", l)),
     ]
-    display(
-        charts.curves(
-            pd.concat(scores), color="score", kind="panels", domain=(0, 1.1), title="The normalised score and what it is made of"
+    charts.show(
+        charts.lines(
+            pd.concat(scores),
+            color="score",
+            panel="kind",
+            domain=(0, 1.1),
+            title="The normalised score and what it is made of",
         )
     )
 
@@ -221,13 +227,12 @@ if "sl_simclr_views" in study.controls:
     names = {one: "SL", "sl_simclr_views-0": "SL on SimCLR's views"}
     table = pd.concat([comparison.curve(*pair) for pair in shown])
     table["pair"] = [f"{names[a]} with {'SL' if b.startswith('sl-') else 'SimCLR'}" for a, b in zip(table.a, table.b)]
-    display(charts.curves(table, color="pair", kind="panels", title="SL, SL on SimCLR's views, and SimCLR"))
+    charts.show(charts.lines(table, color="pair", panel="kind", title="SL, SL on SimCLR's views, and SimCLR"))
     a, b = claims.VIEWS
     views = ["sl-0", "simclr-0", "sl_simclr_views-0"]
     table = pd.concat([comparison.curve(f"{n}@{a}", f"{n}@{b}") for n in views])
     table = table[~table.layer_a.str.startswith("head")]
-    table = table.assign(comparison=[a.split("-")[0] for a in table.a])
-    display(charts.curves(table, kind="post-residual", title="CKA between two augmented views"))
+    charts.show(charts.lines(table, kind="post-residual", title="CKA between two augmented views"))
 
 # %%
 figures.effect(card, "SL on SimCLR's views")
@@ -252,7 +257,15 @@ if pairs:
         chosen = [pair for pair in attacks.pairs(study) if {*pair} & {*pairs[0].networks}]
         found += [measured.curve(*pair).assign(measure=measure) for pair in chosen]
     found = pd.concat(found).rename(columns={"cka": "similarity"})
-    display(figures.panels(found[~found.layer_a.str.startswith("head")], "similarity", "measure", title="Three other measures"))
+    charts.show(
+        charts.lines(
+            found[~found.layer_a.str.startswith("head")],
+            y="similarity",
+            panel="measure",
+            kind="post-residual",
+            title="Three other measures",
+        )
+    )
 
 # %%
 figures.effect(card, *attacks.MEASURES)
@@ -262,10 +275,9 @@ figures.effect(card, *attacks.MEASURES)
 # from the stem to the pool. Lines that run together and then part are C2 and C4 seen at once.
 
 # %%
-figures.path(
-    attacks.shape_map(study), x="x", y="y", x_title="first coordinate", y_title="second coordinate",
-    title="A map of layers: near is alike up to rotation",
-)
+shape_map = attacks.shape_map(study).rename(columns={"x": "first coordinate", "y": "second coordinate"})
+shape_map = shape_map[~shape_map.layer.str.endswith(".residual")]
+charts.path(shape_map, "first coordinate", "second coordinate", title="A map of layers: near is alike up to rotation")
 
 # %% [markdown]
 # ## 7. Is it more than chance?
@@ -278,13 +290,19 @@ figures.path(
 # %%
 null = attacks.null(study, one, other) if pairs else pd.DataFrame()
 if pairs:
-    display(charts.heatmap(null, color="calibrated", color_title="calibrated CKA", title=f"Calibrated similarity, {one} with {other}"))
+    charts.show(
+        charts.heatmap(
+            null, color="calibrated", color_title="calibrated CKA", title=f"Calibrated similarity, {one} with {other}"
+        )
+    )
 
 # %%
 if pairs:
     beyond = (null.p_family < robustness.ALPHA).mean()
-    display(
-        Markdown(f"{beyond:.0%} of {len(null)} cells exceed what shuffled images give, corrected for all of them."),
+    charts.show(
+        charts.markdown(
+            f"{beyond:.0%} of {len(null)} cells exceed what shuffled images give, corrected for all of them."
+        ),
         figures.effect(card, "shuffled images"),
     )
 
@@ -313,7 +331,7 @@ found = [
 ]
 found = pd.concat(found).rename(columns={"cka": "value", "layer_a": "layer"})
 outputs = found[~found.layer.str.contains("residual|head")]
-figures.panels(outputs, "value", "measure", title="Two views of an image: three questions")
+charts.lines(outputs, y="value", panel="measure", title="Two views of an image: three questions")
 
 # %%
 figures.effect(card, "class means taken off", "view retrieval")
@@ -329,7 +347,9 @@ found = [
     for n in shown
 ]
 found = pd.concat(found).rename(columns={"cka": "value", "layer_a": "layer"})
-figures.panels(found, "value", "view", title="CKA between the clean image and one augmentation of it", columns=2)
+charts.lines(
+    found, y="value", panel="view", kind="post-residual", title="CKA between the clean image and one augmentation of it"
+)
 
 # %%
 figures.effect(card, *(f"{view} only" for view in attacks.AUGMENTATIONS))
@@ -350,8 +370,8 @@ figures.effect(card, *(f"{view} only" for view in attacks.AUGMENTATIONS))
 fitted = [f"random_labels-{seed}" for seed in range(study.seeds)]
 if "random_labels" in study.controls:
     losses, chance = study.history(fitted).groupby("network").loss.last(), math.log(len(study.summary.classes))
-    display(
-        Markdown(
+    charts.show(
+        charts.markdown(
             f"The control's loss on its own labels ends at {losses.min():.2f} to {losses.max():.2f} nats; chance is {chance:.2f}"
             + ("." if losses.max() < chance - claims.NATS else ": **it has not fitted them**, and says little.")
         )
@@ -359,7 +379,14 @@ if "random_labels" in study.controls:
 
 # %%
 collapse = attacks.collapse(study)
-figures.panels(collapse[collapse.network.str.endswith("-0")], "value", "quantity", title="Neural collapse along the layers")
+charts.lines(
+    collapse[collapse.network.str.endswith("-0")],
+    y="value",
+    panel="quantity",
+    kind="post-residual",
+    shared=False,
+    title="Neural collapse along the layers",
+)
 
 # %%
 figures.effect(card, "nearest class centre", "shuffled labels")
@@ -381,7 +408,13 @@ for n in ("sl-0", "simclr-0"):
             value, low, high = comparison.interval(lambda c, x=cell: c(*x))
             rows.append({"layer": f"{n}, {layer}", "quantity": quantity, "cka": value, "low": low, "high": high})
 charts.bars(
-    pd.DataFrame(rows), "layer", "cka", "quantity", value_title="CKA", domain=(0, 1), title="From the pool through the head"
+    pd.DataFrame(rows),
+    "layer",
+    "cka",
+    "quantity",
+    value_title="CKA",
+    domain=(0, 1),
+    title="From the pool through the head",
 )
 
 # %%
@@ -400,9 +433,9 @@ if pairs:
     measured = robustness.cells(table)
     fronts = [(t, o) for t, o in dict.fromkeys(zip(table.a, table.b)) if t == pairs[0].networks[0]]
     found = pd.concat([measured.curve(*pair).assign(front=pair[1].rpartition("-")[0]) for pair in fronts])
-    display(
-        charts.curves(
-            found.assign(comparison=[f"sl-{front}" for front in found.front]).rename(columns={"cka": "accuracy"}),
+    charts.show(
+        charts.lines(
+            found.assign(pair=[f"sl-{front}" for front in found.front]).rename(columns={"cka": "accuracy"}),
             y="accuracy",
             y_title="test accuracy of the SL network",
             title="Another network's layer, stitched into SL",
@@ -423,17 +456,13 @@ figures.effect(card, "stitching")
 
 # %%
 if pairs:
-    display(
-        figures.scatter(
-            attacks.gaps(study, evidence, probe), "dissimilarity", "gap", x_title="1 - CKA(SL, SimCLR)",
-            y_title="gap in linear-probe accuracy", title="Are layers that are less alike also read differently?",
-        )
-    )
     said = [
         f"{e.of}: {e.value:.2f} [{e.low:.2f}, {e.high:.2f}], permutation p = {p:.3f}"
         for e, p in attacks.correlations(study, evidence, probe).values()
     ]
-    display(Markdown("Rank correlation over layers: " + "; ".join(said) + "."), figures.effect(card, "probe gap"))
+    charts.show(
+        charts.markdown("Rank correlation over layers: " + "; ".join(said) + "."), figures.effect(card, "probe gap")
+    )
 
 # %% [markdown]
 # Layers feed one another, so their number overstates the evidence; a correlation that is not clearly positive leaves open whether
@@ -464,4 +493,4 @@ figures.survivors(card)
 # How the numbers are made, and versions, parameters and time of this execution:
 
 # %%
-display(figures.markdown(study.protocol()), figures.markdown(study.colophon()))
+charts.show(charts.markdown(study.protocol()), charts.markdown(study.colophon()))

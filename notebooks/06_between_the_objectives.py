@@ -50,17 +50,17 @@ controls = ["sl_simclr_views", "random_labels"]  # list: further objectives to t
 recipe = {}  # dict: other training settings, such as {"simclr": {"learning_rate": 0.2}}
 device = "auto"  # str: cpu, cuda, mps, or auto
 out = "../runs/tiny"  # str: where networks, tables and verdicts are kept
-artefacts = "../results/cifar10-beyond"  # str: published results to draw, with their own settings for all above; None trains
+artefacts = (
+    "../results/cifar10-beyond"  # str: published results to draw, with their own settings for all above; None trains
+)
 
 # %%
 import pandas as pd
 import torch
-from IPython.display import Markdown
 
-from repsim import charts, figures, ladder, losses, predictions, publish, render, rng
+from repsim import charts, figures, ladder, losses, predictions, publish, rng
 from repsim.study import Study
 
-render.use()
 study = Study(
     data=data,
     train_images=train_images,
@@ -78,7 +78,7 @@ study = Study(
     out=out,
     artefacts=artefacts,
 )
-Markdown(
+charts.markdown(
     f"**This run:** {study.basis()}. On the ladder {study.settings('supcon-0').epochs} epochs for every objective; "
     f"{ladder.seeds(study, 'byol')} network of each family."
 )
@@ -99,7 +99,7 @@ print("where every image is a class of its own, SupCon and NSCL are NT-Xent")
 
 # %%
 expected = [(name, said, why) for name, (said, why) in ladder.EXPECTED.items()]
-figures.markdown(pd.DataFrame(expected, columns=["", "prediction", "because"]))
+charts.markdown(pd.DataFrame(expected, columns=["", "prediction", "because"]))
 
 # %% [markdown]
 # ## The answer of this run
@@ -107,13 +107,22 @@ figures.markdown(pd.DataFrame(expected, columns=["", "prediction", "because"]))
 # %%
 evidence = ladder.evidence(study)
 partings = ladder.partings(evidence)
-Markdown("Where the ladder parts most:\n\n" + "\n".join(f"- {parting}" for parting in partings))
+charts.markdown("Where the ladder parts most:\n\n" + "\n".join(f"- {parting}" for parting in partings))
 
 # %%
 drops = ladder.drops(evidence)
 if len(drops):
     drops["step"] += ", seed " + drops["seed"]
-    display(charts.bars(drops, "step", "drop", "layers", title="How far neighbouring rungs are apart", value_title="1 - normalised CKA"))
+    charts.show(
+        charts.bars(
+            drops,
+            "step",
+            "drop",
+            "layers",
+            title="How far neighbouring rungs are apart",
+            value_title="1 - normalised CKA",
+        )
+    )
 
 # %% [markdown]
 # *How to read it.* A bar is one step of the ladder in one seed: 0 says that the two rungs differ no more than two seeds of one rung
@@ -131,7 +140,7 @@ figures.predictions(judged)
 # $\ln 4 = 1.39$ nats. The last column asks for the classes by ten nearest neighbours, which no objective was fitted to.
 
 # %%
-figures.markdown(ladder.learnt(study))
+charts.markdown(ladder.learnt(study))
 
 # %% [markdown]
 # ## The ladder, layer by layer
@@ -142,7 +151,11 @@ figures.markdown(ladder.learnt(study))
 ends = [("untrained", ladder.RUNGS[0]), ("untrained", ladder.RUNGS[-1])]
 if len(drops):
     floor = ladder.curves(evidence, ends)
-    display(charts.curves(floor, color="step", kind="panels", domain=None, y_title="normalised CKA", title="What the beginning leaves in common"))
+    charts.show(
+        charts.lines(
+            floor, color="step", panel="kind", y_title="normalised CKA", title="What the beginning leaves in common"
+        )
+    )
 
 # %% [markdown]
 # Each rung with the one before:
@@ -150,7 +163,11 @@ if len(drops):
 # %%
 if len(drops):
     steps = ladder.curves(evidence, ladder.STEPS)
-    display(charts.curves(steps, color="step", kind="panels", domain=None, y_title="normalised CKA", title="Each rung with the rung before it"))
+    charts.show(
+        charts.lines(
+            steps, color="step", panel="kind", y_title="normalised CKA", title="Each rung with the rung before it"
+        )
+    )
 
 # %% [markdown]
 # and each with cross-entropy, the first:
@@ -158,7 +175,9 @@ if len(drops):
 # %%
 if len(drops):
     whole = ladder.curves(evidence, [(ladder.RUNGS[0], rung) for rung in ladder.RUNGS[1:]])
-    display(charts.curves(whole, color="step", kind="panels", domain=None, y_title="normalised CKA", title="Each rung with cross-entropy"))
+    charts.show(
+        charts.lines(whole, color="step", panel="kind", y_title="normalised CKA", title="Each rung with cross-entropy")
+    )
 
 # %% [markdown]
 # *How to read it.* Two lines of a colour are two seeds. Values above 1 are what networks owe to a beginning and to views in common.
@@ -176,16 +195,31 @@ pool = near[near.layer == "pool"].assign(
     objective=[ladder.TITLES[a.rpartition("-")[0]] for a in near[near.layer == "pool"].a],
     versus=["with " + ladder.TITLES[b.rpartition("-")[0]] for b in near[near.layer == "pool"].b],
 )
-charts.bars(pool, "objective", "cka", "versus", value_title="CKA at the pool", title="All objectives between the two ends", domain=(0, 1))
+charts.bars(
+    pool,
+    "objective",
+    "cka",
+    "versus",
+    value_title="CKA at the pool",
+    title="All objectives between the two ends",
+    domain=(0, 1),
+)
 
 # %%
-simclr = near[(near.b == "simclr-0") & ~near.a.str.startswith("ce_views")].assign(objective=lambda t: [a.rpartition("-")[0] for a in t.a])
-charts.curves(simclr, color="objective", kind="panels", title="CKA with SimCLR, layer by layer")
+simclr = near[(near.b == "simclr-0") & ~near.a.str.startswith("ce_views")].assign(
+    objective=lambda t: [a.rpartition("-")[0] for a in t.a]
+)
+charts.lines(simclr, color="objective", panel="kind", title="CKA with SimCLR, layer by layer")
 
 # %%
-figures.path(
-    ladder.plane(near), x="x", y="y", x_title="CKA with cross-entropy", y_title="CKA with SimCLR",
-    title="The families between the two ends, from the stem to the pool", domain=(0, 1),
+plane = ladder.plane(near).rename(columns={"x": "CKA with cross-entropy", "y": "CKA with SimCLR"})
+plane = plane[~plane.layer.str.endswith(".residual")]
+charts.path(
+    plane,
+    "CKA with cross-entropy",
+    "CKA with SimCLR",
+    domain=(0, 1),
+    title="The families between the two ends, from the stem to the pool",
 )
 
 # %% [markdown]
@@ -205,7 +239,12 @@ kept = ["x", "y", "scale", "rotation", "foreground_hue", "background_hue"]
 shown = [f"{objective}-0" for objective in (*ladder.RUNGS, "rotation", "untrained")]
 table = factors[factors.network.isin(shown) & factors.factor.isin(kept) & ~factors.layer.str.startswith("head")]
 table = pd.concat([table[table.factor == name] for name in kept])
-display(Markdown(f"**Here:** {embedded.basis()}."), figures.panels(table, "score", "factor", title="What a linear reader finds of each factor, R²"))
+charts.show(
+    charts.markdown(f"**Here:** {embedded.basis()}."),
+    charts.lines(
+        table, y="score", panel="factor", kind="post-residual", title="What a linear reader finds of each factor, R²"
+    ),
+)
 
 # %% [markdown]
 # *How to read it.* A panel is a factor that the images were drawn with, a line a rung. A line that falls towards the pool drops the
@@ -213,15 +252,17 @@ display(Markdown(f"**Here:** {embedded.basis()}."), figures.panels(table, "score
 
 # %%
 position = [p for p in ladder.judge(ladder.evidence(embedded), factors) if p.id == "6.7"]
-display(*(figures.describe(p, figures.PREDICTED) for p in position))
+charts.show(*(figures.describe(p, figures.PREDICTED) for p in position))
 
 # %% [markdown]
 # ## What we found, and what would change our mind
 
 # %%
 counts = pd.Series([predictions.outcome(p) for p in judged]).value_counts()
-said = ", ".join(f"{counts.get(word, 0)} {word}" for word in (predictions.CONFIRMED, predictions.REFUTED, predictions.OPEN))
-Markdown(f"Of {len(judged)} predictions: {said}. " + " ".join(f"For the {parting}." for parting in partings))
+said = ", ".join(
+    f"{counts.get(word, 0)} {word}" for word in (predictions.CONFIRMED, predictions.REFUTED, predictions.OPEN)
+)
+charts.markdown(f"Of {len(judged)} predictions: {said}. " + " ".join(f"For the {parting}." for parting in partings))
 
 # %% [markdown]
 # These are networks of one size, trained as long as SimCLR and with its recipe; each objective's own best recipe (LARS, larger batches,
@@ -242,4 +283,4 @@ Markdown(f"Of {len(judged)} predictions: {said}. " + " ".join(f"For the {parting
 # How the numbers are made, and versions, parameters and time of this execution:
 
 # %%
-display(figures.markdown(study.protocol(ladder.names(study))), figures.markdown(study.colophon()))
+charts.show(charts.markdown(study.protocol(ladder.names(study))), charts.markdown(study.colophon()))

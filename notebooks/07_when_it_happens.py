@@ -34,16 +34,16 @@ controls = ["sl_simclr_views", "random_labels"]  # list: further objectives to t
 recipe = {}  # dict: other training settings, such as {"simclr": {"learning_rate": 0.2}}
 device = "auto"  # str: cpu, cuda, mps, or auto
 out = "../runs/tiny"  # str: where networks, tables and verdicts are kept
-artefacts = "../results/cifar10-beyond"  # str: published results to draw, with their own settings for all above; None trains
+artefacts = (
+    "../results/cifar10-beyond"  # str: published results to draw, with their own settings for all above; None trains
+)
 
 # %%
 import pandas as pd
-from IPython.display import Markdown
 
-from repsim import charts, claims, figures, moments, palette, predictions, publish, render
+from repsim import charts, claims, figures, moments, predictions, publish
 from repsim.study import Study
 
-render.use()
 study = Study(
     data=data,
     train_images=train_images,
@@ -61,7 +61,7 @@ study = Study(
     out=out,
     artefacts=artefacts,
 )
-Markdown(f"**This run:** {study.basis()}.")
+charts.markdown(f"**This run:** {study.basis()}.")
 
 # %% [markdown]
 # ## The answer of this run
@@ -81,13 +81,16 @@ panels = {
     "between two views (CKA)": outputs[outputs.measure == "view CKA"],
 }
 course = pd.concat([rows.assign(panel=panel) for panel, rows in panels.items()])
-course["pair"] = ["sl-simclr" if "and" in of else palette.objective(of) for of in course.of]
-plan = {n: moments.schedule(moments.steps(study, f"{n}-0")) for n in ("sl", "simclr")}
-said = {s: f"{figures.percent(s)}: step {plan['sl'][s]} in SL, {plan['simclr'][s]} in SimCLR" for s in moments.moments(study)}
-course = course.assign(said=course.share.map(said), network=course.of).drop(columns="of")
-charts.timeline(
-    course, "value", color="pair", step="share", panel="panel", says="said", y_title="CKA", domain=(0, 1.2),
-    title="From the first step to the last: move the slider",
+course["pair"] = ["sl-simclr" if "and" in of else charts.objective(of) for of in course.of]
+course = course.rename(columns={"of": "network"})
+charts.lines(
+    course,
+    y="value",
+    panel="panel",
+    slider="share",
+    y_title="CKA",
+    domain=(0, 1.2),
+    title="From the first step to the last",
 )
 
 # %% [markdown]
@@ -123,15 +126,17 @@ charts.timeline(
 # %%
 seen = table[table.measure == "class CKA"].drop_duplicates(["share", "step"])
 rows = [
-    {"share of training": figures.percent(share)}
+    {"share of training": charts.percent(share)}
     | {
         f"{title}: step (epoch), images": f"{r.step:.0f} ({r.epoch:.2g}), {r.images_seen:,.0f}"
         for name, title in (("sl-0", "SL"), ("simclr-0", "SimCLR"))
-        for r in table[(table.of == name) & (table.share == share) & (table.measure == "class CKA")].head(1).itertuples()
+        for r in table[(table.of == name) & (table.share == share) & (table.measure == "class CKA")]
+        .head(1)
+        .itertuples()
     }
     for share in moments.moments(study)
 ]
-figures.markdown(pd.DataFrame(rows))
+charts.markdown(pd.DataFrame(rows))
 
 # %% [markdown]
 # **Batch norm.** The running averages of the first steps belong to older weights, so that a network evaluated with them would be none
@@ -146,16 +151,19 @@ figures.forest(judged, title="What each answer rests on", marks=figures.PREDICTE
 # side. Times are shares of training; a comparison of two times is the logarithm of their ratio, 1 being ten times later. A row
 # without a mark has no such time: something gained too little to have a half. The times themselves, as shares of training:
 
+
 # %%
 def told(t):
-    percent = figures.percent
+    percent = charts.percent
     return f"{percent(t.value)} ({percent(t.low)} to {percent(t.high)})" if t.value == t.value else "none"
 
 
-times = pd.DataFrame([(of, what, told(t)) for (of, what), t in moments.times(study).items()], columns=["of", "what", "time"])
+times = pd.DataFrame(
+    [(of, what, told(t)) for (of, what), t in moments.times(study).items()], columns=["of", "what", "time"]
+)
 for kind in (times.of.str.contains("and"), ~times.of.str.contains("and")):
     if kind.any():
-        display(figures.markdown(times[kind].pivot(index="of", columns="what", values="time").reset_index()))
+        charts.show(charts.markdown(times[kind].pivot(index="of", columns="what", values="time").reset_index()))
 
 # %% [markdown]
 # A pair's agreement is formed when it has settled; it diverges when the pool is 0.05 behind the middle. A network's times are
@@ -169,26 +177,48 @@ for kind in (times.of.str.contains("and"), ~times.of.str.contains("and")):
 agreement = moments.agreement(study)
 pairs = claims.pairs(study.seeds)
 if pairs:
-    display(
-        figures.over_time(
-            agreement.assign(panel=[f"{kind} layers, {of}" for kind, of in zip(agreement.kind, agreement.of)]),
-            "panel", "group", y_title="normalised CKA", title="SL with SimCLR, relative to seeds at the same moment",
-            columns=2, domain=(0, 1.4), scheme="viridis",
+    charts.show(
+        charts.lines(
+            agreement.assign(
+                panel=[f"{kind} layers, {charts.name(of)}" for kind, of in zip(agreement.kind, agreement.of)]
+            ),
+            "share",
+            "value",
+            "group",
+            "panel",
+            log=True,
+            y_title="normalised CKA",
+            title="SL with SimCLR, relative to seeds at the same moment",
         )
     )
 
 # %%
-display(figures.describe(judged[0], figures.PREDICTED), figures.describe(judged[1], figures.PREDICTED))
+charts.show(figures.describe(judged[0], figures.PREDICTED), figures.describe(judged[1], figures.PREDICTED))
 
 # %% [markdown]
 # The raw numbers behind it: CKA across objectives and between two seeds of each. Networks are alike before they learn, because
 # their input is; what training does to that likeness is the shape of these lines.
 
 # %%
-raw = table[(table.measure == "CKA") & table.layer.isin(moments.read_layers(agree.layer.unique()))] if pairs else table[:0]
+raw = (
+    table[(table.measure == "CKA") & table.layer.isin(moments.read_layers(agree.layer.unique()))]
+    if pairs
+    else table[:0]
+)
 if pairs:
-    raw = raw.assign(comparison=[palette.comparison(*of.split(" and ")) for of in raw.of])
-    display(figures.over_time(raw, "layer", "comparison", y_title="CKA", title="CKA at the ends of stages and the pool", domain=(0, 1)))
+    raw = raw.assign(pair=[charts.pair(*of.split(" and ")) for of in raw.of])
+    charts.show(
+        charts.lines(
+            raw,
+            "share",
+            "value",
+            panel="layer",
+            line="of",
+            log=True,
+            y_title="CKA",
+            title="CKA at the ends of stages and the pool",
+        )
+    )
 
 # %% [markdown]
 # ## Class information, before or after invariance?
@@ -197,14 +227,23 @@ if pairs:
 # augmentations more. A way that goes right first and then up learns classes first.
 
 # %%
-wide = table[table.measure.isin(["class CKA", "view CKA"])].pivot_table(
-    index=["of", "layer", "share"], columns="measure", values="value", sort=False
-).reset_index()
+wide = (
+    table[table.measure.isin(["class CKA", "view CKA"])]
+    .pivot_table(index=["of", "layer", "share"], columns="measure", values="value", sort=False)
+    .reset_index()
+)
 layers = moments.read_layers(agree.layer.unique() if pairs else wide.layer.unique())
-plane = wide[wide.layer.isin(layers)].rename(columns={"of": "network", "class CKA": "classes", "view CKA": "views"})
+plane = wide[wide.layer.isin(layers)].rename(
+    columns={"of": "network", "class CKA": "CKA with the classes", "view CKA": "CKA between views"}
+)
 plane = plane.assign(position=[layers.index(l) for l in plane.layer])
-figures.courses(
-    plane, "classes", "views", x_title="CKA with the classes", y_title="CKA between views",
+charts.path(
+    plane,
+    "CKA with the classes",
+    "CKA between views",
+    order="share",
+    panel="layer",
+    grow=True,
     title="Classes and invariance, moment by moment (points grow with time)",
 )
 
@@ -214,12 +253,25 @@ figures.courses(
 # would give with all of them.
 
 # %%
-read = table[table.measure.isin(["class CKA", "view CKA", "linear probe", "10-NN", "NT-Xent"]) & (table.layer == "pool")]
-read = read.assign(objective=[palette.objective(of) for of in read.of])
-figures.over_time(read, "measure", "objective", y_title="at the pool", title="What the pool holds over training")
+read = table[
+    table.measure.isin(["class CKA", "view CKA", "linear probe", "10-NN", "NT-Xent"]) & (table.layer == "pool")
+]
+read = read.assign(objective=[charts.objective(of) for of in read.of])
+charts.lines(
+    read,
+    "share",
+    "value",
+    "objective",
+    "measure",
+    line="of",
+    log=True,
+    shared=False,
+    y_title="at the pool",
+    title="What the pool holds over training",
+)
 
 # %%
-display(figures.describe(judged[2], figures.PREDICTED), figures.describe(judged[3], figures.PREDICTED))
+charts.show(figures.describe(judged[2], figures.PREDICTED), figures.describe(judged[3], figures.PREDICTED))
 
 # %% [markdown]
 # ## Which factors come first, and which are given up?
@@ -233,11 +285,22 @@ embedded = publish.factored(study)
 factors = moments.curves(embedded)
 factors = factors[factors.measure.str.startswith("factor ") & (factors.layer == "pool")]
 factors = factors.assign(
-    objective=[palette.objective(of) for of in factors.of], factor=factors.measure.str.removeprefix("factor ").str.replace("_", " ")
+    objective=[charts.objective(of) for of in factors.of],
+    factor=factors.measure.str.removeprefix("factor ").str.replace("_", " "),
 )
-display(
-    Markdown(f"**Here:** {embedded.basis()}."),
-    figures.over_time(factors, "factor", "objective", y_title="read out", title="Factors at the pool over training", columns=4),
+charts.show(
+    charts.markdown(f"**Here:** {embedded.basis()}."),
+    charts.lines(
+        factors,
+        "share",
+        "value",
+        "objective",
+        "factor",
+        line="of",
+        log=True,
+        y_title="read out",
+        title="Factors at the pool over training",
+    ),
 )
 
 # %%
@@ -248,15 +311,17 @@ for objective in ("sl", "simclr"):
     gained = [f"{f} ({c:+.2f})" for f, c in change[::-1].items() if c > claims.EFFECT]
     lost = [f"{f} ({c:+.2f})" for f, c in change.items() if c < -claims.EFFECT]
     title = {"sl": "SL", "simclr": "SimCLR"}[objective]
-    said.append(f"**{title}** gains {', '.join(gained) or 'nothing to speak of'}; gives up {', '.join(lost) or 'nothing to speak of'}.")
+    said.append(
+        f"**{title}** gains {', '.join(gained) or 'nothing to speak of'}; gives up {', '.join(lost) or 'nothing to speak of'}."
+    )
 colour = moments.predictions(embedded)[4:]
-display(Markdown("\n\n".join(said)), *(figures.describe(c, figures.PREDICTED) for c in colour))
+charts.show(charts.markdown("\n\n".join(said)), *(figures.describe(c, figures.PREDICTED) for c in colour))
 
 # %% [markdown]
 # ## What we found, and what would change our mind
 
 # %%
-Markdown("\n".join(f"- **{c.id}**, {c.statement}: **{predictions.outcome(c)}**." for c in judged))
+charts.markdown("\n".join(f"- **{c.id}**, {c.statement}: **{predictions.outcome(c)}**." for c in judged))
 
 # %% [markdown]
 # A few moments of a few short runs: times are known to about the distance of two moments, a factor of two. The learning rate
@@ -274,4 +339,4 @@ Markdown("\n".join(f"- **{c.id}**, {c.statement}: **{predictions.outcome(c)}**."
 # How the numbers are made, and versions, parameters and time of this execution:
 
 # %%
-display(figures.markdown(moments.protocol(study)), figures.markdown(study.colophon()))
+charts.show(charts.markdown(moments.protocol(study)), charts.markdown(study.colophon()))

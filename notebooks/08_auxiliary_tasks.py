@@ -43,16 +43,16 @@ controls = ["sl_simclr_views", "random_labels"]  # list: further objectives to t
 recipe = {}  # dict: other training settings, such as {"simclr": {"learning_rate": 0.2}}
 device = "auto"  # str: cpu, cuda, mps, or auto
 out = "../runs/tiny"  # str: where networks, tables and verdicts are kept
-artefacts = "../results/cifar10-beyond"  # str: published results to draw, with their own settings for all above; None trains
+artefacts = (
+    "../results/cifar10-beyond"  # str: published results to draw, with their own settings for all above; None trains
+)
 
 # %%
 import pandas as pd
-from IPython.display import Markdown
 
-from repsim import auxiliary, charts, figures, publish, render
+from repsim import auxiliary, charts, figures, publish
 from repsim.study import Study
 
-render.use()
 study = Study(
     data=data,
     train_images=train_images,
@@ -71,7 +71,7 @@ study = Study(
     artefacts=artefacts,
 )
 names = [f"{objective}-{seed}" for objective in auxiliary.objectives(study) for seed in range(study.seeds)]
-Markdown(f"**This run:** {study.basis()}; networks of this chapter: {', '.join(names)}.")
+charts.markdown(f"**This run:** {study.basis()}; networks of this chapter: {', '.join(names)}.")
 
 # %% [markdown]
 # ## The answer of this run
@@ -88,7 +88,7 @@ known = pd.concat(
     for measure, said in (("probe", "class: linear-probe accuracy"), ("retrieval", "image: other view found at rank 1"))
 )
 lines = known.drop(columns=["low", "high"]).rename(columns={"value": "share"})  # the intervals of differences are below
-figures.panels(lines, "share", "measure", title="What the depths know of the class and of the image, seed 0", columns=2)
+charts.lines(lines, y="share", panel="measure", title="What the depths know of the class and of the image, seed 0")
 
 # %% [markdown]
 # *How to read it.* Left what a linear probe reads of the class, right how often an image's other view is its nearest. An auxiliary
@@ -98,7 +98,7 @@ figures.panels(lines, "share", "measure", title="What the depths know of the cla
 # %%
 chance = 1 / len(study.summary.classes)
 pool = known[(known.layer == "pool") & known.measure.str.startswith("class")].set_index("network").value
-Markdown(
+charts.markdown(
     f"Read from the pool, chance being {chance:.2f}: " + ", ".join(f"{n} {v:.2f}" for n, v in pool.items()) + ". "
     "The nearer SimCLR is to chance, the less its depth of most class information means."
 )
@@ -120,15 +120,25 @@ Markdown(
 # %%
 cut = ["untrained-0", "sl-0", "simclr-0"]
 curves = [
-    auxiliary.curves(tables.transfer, cut, tables.depths, task, "probe").assign(task=f"{task}, probe") for task in tables.tasks
+    auxiliary.curves(tables.transfer, cut, tables.depths, task, "probe").assign(task=f"{task}, probe")
+    for task in tables.tasks
 ]
 task = tables.tasks[0]
 tuned = auxiliary.curves(tables.finetuned, cut, tables.depths, task, "fine-tuned")
 curves += [tuned.assign(task=f"{task}, fine-tuned on {auxiliary.LABELLED} images")]
-figures.panels(pd.concat(curves).rename(columns={"value": "accuracy"}), "accuracy", "task", title="The second set, from every depth, seed 0")
+charts.lines(
+    pd.concat(curves).rename(columns={"value": "accuracy"}),
+    y="accuracy",
+    panel="task",
+    title="The second set, from every depth, seed 0",
+)
 
 # %%
-figures.forest([found[i] for i in ("8.1", "8.2", "8.3", "8.5")], title="Cutting: what the predictions rest on", marks=figures.PREDICTED)
+figures.forest(
+    [found[i] for i in ("8.1", "8.2", "8.3", "8.5")],
+    title="Cutting: what the predictions rest on",
+    marks=figures.PREDICTED,
+)
 
 # %% [markdown]
 # *How to read it.* Compare each line's end of stage 3 with its pool: a fall says that cutting helps. The grey line is what the
@@ -136,7 +146,8 @@ figures.forest([found[i] for i in ("8.1", "8.2", "8.3", "8.5")], title="Cutting:
 
 # %%
 for i in ("8.1", "8.2", "8.3", "8.4", "8.5"):
-    display(figures.describe(found[i], figures.PREDICTED))
+    charts.show(figures.describe(found[i], figures.PREDICTED))
+
 
 # %%
 def at_pool(cells, objective, measure):
@@ -145,8 +156,11 @@ def at_pool(cells, objective, measure):
 
 
 peaks = ", ".join(f"{layer} in {name}" for name, layer in tables.peaks.items())
-tuned = "; ".join(f"{said} {at_pool(tables.finetuned, o, 'fine-tuned')}" for o, said in zip(["untrained", "sl", "simclr"], ["from scratch", "SL", "SimCLR"]))
-Markdown(
+tuned = "; ".join(
+    f"{said} {at_pool(tables.finetuned, o, 'fine-tuned')}"
+    for o, said in zip(["untrained", "sl", "simclr"], ["from scratch", "SL", "SimCLR"])
+)
+charts.markdown(
     f"On validation images a probe of the class peaks at {peaks}. Fine-tuned whole, networks are right about the {task} of these "
     f"shares of the test images, chance being {auxiliary.chance(task):.2f}: {tuned}; a probe of SimCLR's pool with nothing tuned of "
     f"{at_pool(tables.transfer, 'simclr', 'probe')}. Where tuning a whole network ends near chance, 8.5 compares a cut with a "
@@ -175,10 +189,14 @@ near = pd.concat(
     for o in shown
 )
 near = near.rename(columns={"layer_a": "layer"}).drop(columns=["low", "high"])
-charts.curves(near, domain=None, width=420, title="CKA with SL of another seed, at every depth")
+charts.lines(near, title="CKA with SL of another seed, at every depth")
 
 # %%
-figures.forest([found[i] for i in ("8.6", "8.7", "8.8", "8.9")], title="Placing: what the predictions rest on", marks=figures.PREDICTED)
+figures.forest(
+    [found[i] for i in ("8.6", "8.7", "8.8", "8.9")],
+    title="Placing: what the predictions rest on",
+    marks=figures.PREDICTED,
+)
 
 # %% [markdown]
 # *How to read it.* Each row is a difference of two networks on the same test images, and of one seed. An empty panel is left out: a
@@ -186,7 +204,7 @@ figures.forest([found[i] for i in ("8.6", "8.7", "8.8", "8.9")], title="Placing:
 
 # %%
 for i in ("8.6", "8.7", "8.8", "8.9"):
-    display(figures.describe(found[i], figures.PREDICTED))
+    charts.show(figures.describe(found[i], figures.PREDICTED))
 
 # %% [markdown]
 # **Which auxiliary task keeps what of an image?** The factors of the embedded images are known, and ridge regression asks each
@@ -200,17 +218,22 @@ kept = ["x", "y", "scale", "rotation", "foreground_hue", "texture"]
 rows = embedded.factors(asked)
 rows = rows[rows.factor.isin(kept) & rows.layer.isin(tables.depths)]
 lines = rows.drop(columns=["low", "high"])
-display(
-    Markdown(f"**Here:** {embedded.basis()}."),
-    figures.panels(lines, "score", "factor", title="What each layer knows of position, scale, rotation, colour and texture"),
+charts.show(
+    charts.markdown(f"**Here:** {embedded.basis()}."),
+    charts.lines(
+        lines, y="score", panel="factor", title="What each layer knows of position, scale, rotation, colour and texture"
+    ),
 )
 
 # %%
 at = rows[rows.layer == "pool"].pivot(index="factor", columns="network", values="score").loc[kept]
 read = at[at.max(axis=1) > 0.05]  # the others nobody reads
-said = [f"*{f}* is kept most by {v.idxmax()} ({v.max():.2f}) and least by {v.idxmin()} ({v.min():.2f})" for f, v in read.iterrows()]
+said = [
+    f"*{f}* is kept most by {v.idxmax()} ({v.max():.2f}) and least by {v.idxmin()} ({v.min():.2f})"
+    for f, v in read.iterrows()
+]
 said += [f"*{f}* is read from none" for f in kept if f not in read.index]
-Markdown("At the pool: " + "; ".join(said) + ".")
+charts.markdown("At the pool: " + "; ".join(said) + ".")
 
 # %% [markdown]
 # ## (c) A pull to a simplex, without labels
@@ -228,10 +251,12 @@ Markdown("At the pool: " + "; ".join(said) + ".")
 
 # %%
 rows = near[near.network.str.startswith(("sl-", "simclr-", "simclr_simplex", "simclr_random"))]
-charts.curves(rows, domain=None, width=420, title="CKA with SL of another seed: SimCLR, and SimCLR with prototypes")
+charts.lines(rows, title="CKA with SL of another seed: SimCLR, and SimCLR with prototypes")
 
 # %%
-figures.forest([found[i] for i in ("8.10", "8.11", "8.12")], title="Pulling: what the predictions rest on", marks=figures.PREDICTED)
+figures.forest(
+    [found[i] for i in ("8.10", "8.11", "8.12")], title="Pulling: what the predictions rest on", marks=figures.PREDICTED
+)
 
 # %% [markdown]
 # *How to read it.* SimCLR and SimCLR with prototypes share initial weights, batches and views; the line of SL, another seed of the
@@ -240,7 +265,7 @@ figures.forest([found[i] for i in ("8.10", "8.11", "8.12")], title="Pulling: wha
 
 # %%
 for i in ("8.10", "8.11", "8.12"):
-    display(figures.describe(found[i], figures.PREDICTED))
+    charts.show(figures.describe(found[i], figures.PREDICTED))
 
 # %% [markdown]
 # ## What we found, and what would change our mind
@@ -266,4 +291,4 @@ for i in ("8.10", "8.11", "8.12"):
 # How the numbers are made, and versions, parameters and time of this execution:
 
 # %%
-display(figures.markdown(study.protocol(auxiliary.names(study))), figures.markdown(study.colophon()))
+charts.show(charts.markdown(study.protocol(auxiliary.names(study))), charts.markdown(study.colophon()))

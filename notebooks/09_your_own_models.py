@@ -53,7 +53,6 @@ from torchvision.transforms import v2
 
 from repsim import charts, cka
 
-charts.use()
 torch.manual_seed(0)
 prepare = v2.Compose([v2.Resize(image_size), v2.CenterCrop(image_size), v2.PILToTensor()])
 folder = datasets.ImageFolder(data, prepare)
@@ -103,7 +102,9 @@ comparison = cka.compare(
 )
 best = comparison.table("resnet", "squeezenet").sort_values("cka").groupby("layer_a", sort=False).last().reset_index()
 order = {layer: i for i, layer in enumerate(comparison.layers("resnet"))}
-best = best.sort_values("layer_a", key=lambda column: column.map(order)).assign(what="squeezenet, its most similar layer")
+best = best.sort_values("layer_a", key=lambda column: column.map(order)).assign(
+    what="squeezenet, its most similar layer"
+)
 lines = [
     best,
     comparison.curve("resnet", "other resnet").assign(what="another ResNet, same layer"),
@@ -114,7 +115,7 @@ lines = [
 import pandas as pd
 
 table = pd.concat(lines)[["layer_a", "what", "cka", "low", "high"]]
-charts.curves(table, color="what", kind="post-residual", title="What the ResNet's layers are like")
+charts.lines(table, color="what", kind="post-residual", title="What the ResNet's layers are like")
 
 # %% [markdown]
 # *How to read it.* For each layer of the ResNet: how like it is to the most similar layer of the other architecture, to the
@@ -152,8 +153,6 @@ print(f"pooled features {tuple(x.shape)} and {tuple(y.shape)}: both ways agree")
 # some images in both layers, the images on which the two layers differ most, and what every layer says of class and view.
 
 # %%
-from IPython.display import display
-
 from repsim.explorer import explore
 
 view = explore(networks, images, labels=labels, classes=folder.classes, layers=layers, batch_size=batch_size)
@@ -163,7 +162,7 @@ view
 # The same without widgets, for any two layers:
 
 # %%
-display(*view.still("layer2.1", "features.7"))
+charts.show(*view.still("layer2.1", "features.7"))
 
 # %% [markdown]
 # *How to read it.* In the map an outline marks the two layers. Left of each row of pictures is an image, then come its five
@@ -179,7 +178,9 @@ display(*view.still("layer2.1", "features.7"))
 # network:
 
 # %%
-imagenet = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
+imagenet = v2.Compose(
+    [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
+)
 darker = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize([1.0, 1.0, 1.0], [0.25, 0.25, 0.25])])
 twice = {"ImageNet's": networks["squeezenet"], "study's": networks["squeezenet"], "wrong": networks["squeezenet"]}
 inputs = cka.compare(
@@ -190,7 +191,7 @@ inputs = cka.compare(
     batch_size=batch_size,
 )
 scales = [inputs.curve("ImageNet's", name).assign(scale=f"{name} scale") for name in ("study's", "wrong")]
-charts.curves(pd.concat(scales), color="scale", title="One network under two scales of its input, against ImageNet's")
+charts.lines(pd.concat(scales), color="scale", title="One network under two scales of its input, against ImageNet's")
 
 # %% [markdown]
 # *How to read it.* One network, three inputs: with ImageNet's mean and deviation, in this study's scale, and wrongly shifted.
@@ -218,7 +219,9 @@ print("streams:", ", ".join(streamed.streams), "· images:", streamed.images)
 
 # %%
 tries = {
-    "a misspelt layer": lambda: cka.compare(networks, images, layers={"resnet": ["layer9.1"], "squeezenet": ["features.3"]}),
+    "a misspelt layer": lambda: cka.compare(
+        networks, images, layers={"resnet": ["layer9.1"], "squeezenet": ["features.3"]}
+    ),
     "a module called twice": lambda: cka.compare({"resnet": networks["resnet"]}, images[:8], layers=["layer1.0.relu"]),
     "no layers given": lambda: cka.compare({"squeezenet": networks["squeezenet"]}, images[:8]),
     "integers": lambda: cka.compare(networks, images[:8].long(), layers=layers),
@@ -253,7 +256,7 @@ import platform
 
 import torchvision
 
-from repsim import __version__, figures, study
+from repsim import __version__, study
 
 how = {
     "parameters": f"image_size = {image_size}, batch_size = {batch_size}, {len(images)} images",
@@ -261,4 +264,4 @@ how = {
     f"repsim {__version__}, commit {study.commit()}",
     "time": f"{time.monotonic() - begun:.0f} s",
 }
-figures.markdown(pd.DataFrame({"what": how.keys(), "how": how.values()}))
+charts.markdown(pd.DataFrame({"what": how.keys(), "how": how.values()}))

@@ -24,9 +24,9 @@ from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
 from repsim import store
+from repsim.charts import MIME
 from repsim.figures import MARKS, OUTCOMES, sign
 from repsim.predictions import OUTCOMES as PREDICTED
-from repsim.render import MIME
 
 TITLE = "Do self-supervised and supervised methods learn similar visual representations?"
 SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/latex", "text/plain"]

@@ -14,9 +14,9 @@ from torch import nn
 from torchvision.models import squeezenet1_1
 
 from repsim import augment, explorer, models, pairs, rng, shapes
+from repsim.charts import Picture
 from repsim.cka import cka, compare
 from repsim.measures import mutual_knn
-from repsim.render import Picture
 
 IMAGES, LABELS, _ = shapes.draw(24, seed=3, size=32)
 

@@ -10,7 +10,7 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from repsim import charts, render, report
+from repsim import charts, report
 from repsim.claims import Claim, Estimate, Part
 
 LAYERS = ["stem", "layer1.0.residual", "layer1.0", "pool"]
@@ -21,7 +21,7 @@ def chart(title="A <figure> & more"):
     table = pd.DataFrame(
         {"a": "sl-0", "b": "simclr-0", "layer_a": LAYERS, "layer_b": LAYERS, "cka": [0.9, 0.5, 0.7, 0.3]}
     )
-    data, metadata = charts.curves(table, title=title)._repr_mimebundle_(None, None)
+    data, metadata = charts.lines(table, title=title)._repr_mimebundle_(None, None)
     return new_output("display_data", data=data, metadata=metadata)
 
 
@@ -316,7 +316,7 @@ def test_the_same_notebooks_give_the_same_page(notebooks, tmp_path):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_contrast_on_its_ground(page, scheme):
-    from repsim.palette import contrast
+    from repsim.charts import contrast
 
     blocks = re.findall(r":root \{(.+?)\}", page, re.DOTALL)
     colour = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", blocks[0]))
@@ -329,4 +329,4 @@ def test_text_has_contrast_on_its_ground(page, scheme):
 
 
 def test_the_renderers_type_is_what_the_report_looks_for():
-    assert render.MIME in chart().data
+    assert charts.MIME in chart().data
