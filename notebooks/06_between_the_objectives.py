@@ -44,7 +44,7 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from repsim import charts, figures, ladder, losses, predictions, publish, render, store
+from repsim import charts, figures, ladder, objectives, predictions, publish, render, store
 from repsim.study import Study
 
 render.use()
@@ -57,8 +57,8 @@ Markdown(
 # %%
 za, zb = torch.randn(2, 32, 16, generator=store.generator("ladder")).unbind()
 alone = torch.arange(32)
-assert torch.isclose(losses.supcon(za, zb, alone), losses.nt_xent(za, zb))
-assert torch.isclose(losses.nscl(za, zb, alone), losses.nt_xent(za, zb))
+assert torch.isclose(objectives.supcon(za, zb, alone), objectives.nt_xent(za, zb))
+assert torch.isclose(objectives.nscl(za, zb, alone), objectives.nt_xent(za, zb))
 print("where every image is a class of its own, SupCon and NSCL are NT-Xent")
 
 # %% [markdown]

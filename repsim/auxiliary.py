@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from repsim import augment, claims, data, losses, models, predictions, probes, shapes, store, taps
+from repsim import augment, claims, data, models, objectives, predictions, probes, shapes, store, taps
 from repsim import robustness as rb
 from repsim.claims import EFFECT, VIEWS, Cell, Claim, Estimate, Part
 from repsim.comparison import Comparison
@@ -161,7 +161,7 @@ def finetune(model: models.ResNet, labelled: data.ImageSet, test: data.ImageSet)
         order = torch.randperm(len(labelled), generator=store.generator("finetune", epoch))
         rows = order[i * BATCH : (i + 1) * BATCH].to(device)
         x = view(labelled.images[rows], store.generator("finetune", "views", step))
-        loss = losses.cross_entropy(model(x.contiguous(memory_format=torch.channels_last)), labelled.labels[rows])
+        loss = objectives.cross_entropy(model(x.contiguous(memory_format=torch.channels_last)), labelled.labels[rows])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

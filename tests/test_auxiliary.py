@@ -10,7 +10,7 @@ import torch
 from repsim import auxiliary, models, predictions, taps, train
 from repsim import robustness as rb
 from repsim.claims import NOT_SUPPORTED, SUPPORTED, UNDECIDED
-from repsim.objectives import OBJECTIVES, Step
+from repsim.objectives import OBJECTIVES, BatchOutputs
 from repsim.study import Study
 
 SMALL = {"train_images": 64, "test_images": 48, "image_size": 16, "width": 4, "batch_size": 32, "seeds": 1}
@@ -50,10 +50,10 @@ def test_the_auxiliary_loss_reaches_only_what_lies_below_it(name, above):
     images, labels = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 4
     with train._pooled(trainee.model, OBJECTIVES[name].layer) as found:
         outputs = trainee.model(images).detach().chunk(2)
-    OBJECTIVES[name].loss(Step(outputs, labels, settings, trainee.companion, found[0].chunk(2))).backward()
+    OBJECTIVES[name].loss(BatchOutputs(outputs, labels, settings, trainee.extra_module, found[0].chunk(2))).backward()
     reached = {n.split(".")[0] for n, p in trainee.model.named_parameters() if p.grad is not None and p.grad.any()}
     assert reached == {"conv1", "bn1", "layer1", "layer2", "layer3"} | (set() if above else {"layer4"})
-    assert all(p.grad is not None for p in trainee.companion.parameters())
+    assert all(p.grad is not None for p in trainee.extra_module.parameters())
 
 
 def outcomes(rates, n=400):
