@@ -34,8 +34,9 @@ HEADS = ("linear", "projection")
 class _Shortcut(nn.Conv2d):
     """A 1x1 convolution with a stride, as one without of every stride-th pixel: the same function of the same weights.
 
-    oneDNN's gradient of fewer than 8 input channels with a stride writes past its memory on CPUs with AVX2 alone (oneDNN
-    issue 6035), which ends the process.
+    oneDNN's gradient of a strided 1x1 convolution with few input channels writes past its memory (oneDNN issue 6035), with
+    fewer than 8 channels on CPUs with AVX2 alone and with 8 at 48 pixels a side on CPUs with AVX-512, which ends the process
+    or goes unnoticed.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,7 +58,7 @@ class ResNet(TorchvisionResNet):
         self.bn1 = nn.BatchNorm2d(width)
         self.fc = nn.Identity() if head is None else head
         for module in self.modules():
-            if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.in_channels < 8:
+            if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1):
                 module.__class__ = _Shortcut
 
     def _make_layer(self, block, planes, blocks, stride=1, dilate=False):

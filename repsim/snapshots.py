@@ -1,7 +1,7 @@
 """Weights on the way: what a network was at a logarithmic schedule of moments of its training.
 
-`train.train` keeps them beside the network, as NAME-KEY.step-STEP, without touching what is trained. A moment is named by
-its share of the training, so that runs of different length are compared at the same share.
+`train.train` keeps them beside the network, as NAME-KEY.step-STEP and rounded to float16 as it is, without touching what is
+trained. A moment is named by its share of the training, so that runs of different length are compared at the same share.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from repsim.store import load_tensors, save_tensors
 
-KEPT = ("sl", "simclr")  # the objectives whose moments are kept
+KEPT = ("sl", "simclr", "sl_simclr_views")  # the objectives whose moments are kept
 # Three moments a decade through the last two, two a decade before: steps of a run of 1,000: 1, 3, 10, 22, 46, 100, 215, ...
 SHARES = tuple(10 ** (-k / 3) for k in range(6)) + tuple(10 ** (-2 - k / 2) for k in range(10))
 

@@ -52,6 +52,7 @@ WORTH_A_PROCESS = 20  # seconds of training that starting processes pays for
 DIED = "the process died (out of memory, or a crash in a native library)"
 # What the objectives need beside the common settings; `recipe` overrides it.
 RECIPES: Mapping[str, Mapping[str, Any]] = {"sl": {"learning_rate": 0.1}, "simclr": {"learning_rate": 0.1}}
+TABLES = 1  # the format of tables: the published ones are found by it
 CIRCULAR = {"foreground_hue": 1, "background_hue": 1, "texture_angle": 180}  # factors of the embedded images -> period
 
 
@@ -333,7 +334,7 @@ class Study:
 
     def key_of(self, names: Sequence[str]) -> str:
         """Of what is made of these networks: their settings, and the images."""
-        return store.digest([self.summary.fingerprints, [self.settings(n).chosen() for n in names], train.FORMAT])
+        return store.digest([self.summary.fingerprints, [self.settings(n).chosen() for n in names], TABLES])
 
     def table(self, name: str, make: Callable[[], pd.DataFrame], networks: Sequence[str] | None = None) -> pd.DataFrame:
         """The table `name` of this study, or of some of its networks: read if it is there, otherwise made and kept."""

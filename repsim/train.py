@@ -20,7 +20,7 @@ import time
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from repsim.objectives import OBJECTIVES, Objective, Step, tau
 
 CHECKPOINT_SECONDS = 120.0
 HISTORY = ["epoch", "loss", "validation_loss", "learning_rate"]
-FORMAT = 1  # raised whenever the same settings would give other weights: files of another format are not found
+FORMAT = 2  # raised whenever the same settings would give other weights: files of another format are not found
 
 
 def check_types(settings: Any) -> None:
@@ -67,6 +67,10 @@ class Settings:
     temperature: float = 0.5  # of NT-Xent, SupCon and NSCL
     projection: int = 128  # dimensions of the projection head's output
     hidden: int | None = None  # its hidden units; as many as the backbone has features if None
+    crop: float = 0.2  # of SimCLR's views: the smallest share of the area that a crop may have; 1: not cropped
+    colour: float = 0.4  # strength of their brightness, contrast and saturation jitter, 0 to 1
+    hue: float = 0.1  # strength of their hue jitter, in turns, 0 to 0.5 (any hue)
+    grayscale: float = 0.2  # the probability that a view is grey
     precision: str = "auto"  # of the network's passes: "float32", "bfloat16" (autocast), or by device: bfloat16 on CUDA
     threads: int = 1  # CPU threads; another number gives other last bits
 
@@ -91,6 +95,11 @@ class Settings:
                 "momentum, weight_decay, warmup: expected 0 <= momentum < 1, weight_decay >= 0, 0 <= warmup < 1, "
                 f"got {self.momentum}, {self.weight_decay}, {self.warmup}"
             )
+        if not (0 < self.crop <= 1 and 0 <= self.colour <= 1 and 0 <= self.hue <= 0.5 and 0 <= self.grayscale <= 1):
+            raise ValueError(
+                "crop, colour, hue, grayscale: expected 0 < crop <= 1, 0 <= colour <= 1, 0 <= hue <= 0.5, 0 <= grayscale <= 1, "
+                f"got {self.crop}, {self.colour}, {self.hue}, {self.grayscale}"
+            )
         models.check(self.architecture, **self._built(classes=2))
 
     @property
@@ -104,6 +113,11 @@ class Settings:
     def chosen(self) -> dict[str, Any]:
         """The fields that are not at their defaults: a field added later leaves the keys of older networks as they are."""
         return {f.name: v for f in dataclasses.fields(self) if (v := getattr(self, f.name)) != f.default}
+
+    def simclr_views(self) -> dict[str, Any]:
+        """The strengths of SimCLR's views as arguments of `augment.simclr`."""
+        jitter = (self.colour, self.colour, self.colour, self.hue)
+        return {"scale": (self.crop, 1.0), "jitter": jitter, "grayscale_p": self.grayscale}
 
     def _built(self, classes: int) -> dict[str, Any]:
         head, turned = OBJECTIVES[self.objective].head, OBJECTIVES[self.objective].turned
@@ -272,7 +286,8 @@ def _loss(
     """
     objective = OBJECTIVES[settings.objective]
     view, n = augment.VIEWS[objective.views], objective.n_views
-    views = [view(images, rng.generator(*key, i), rows=rows) for i in range(n)]
+    strengths = settings.simclr_views() if objective.views == "simclr" else {}
+    views = [view(images, rng.generator(*key, i), rows=rows, **strengths) for i in range(n)]
     x = torch.cat(views) if n > 1 else views[0]
     if objective.turned:
         labels = torch.randint(4, labels.shape, generator=rng.generator(*key, "turns")).to(labels.device)
@@ -372,13 +387,25 @@ def train(
     def make(found: Trained | None = None) -> Trained:
         with _threads(settings.threads):
             report = progress if not distributed.rank() else False
-            return distributed.agree(found) or _train(settings, images, final, device, report)
+            return distributed.agree(found) or rounded(_train(settings, images, final, device, report))
 
     if distributed.rank():
         trained = make()  # unless rank 0 finds it
     else:
         trained = store.load_or_make(final, lambda p: make(load(p)), make, lambda p, t: _save(p, t, images))
     trained.model.to(device, memory_format=torch.channels_last)
+    return trained
+
+
+def to_half(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as they are kept: each floating-point tensor in float16, or as it is if a number would overflow there."""
+    halves = {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
+    return {name: h if h.isfinite().all() else weights[name] for name, h in halves.items()}
+
+
+def rounded(trained: Trained) -> Trained:
+    """The network with its weights rounded to float16 once, in place: it is the same whether trained now or loaded."""
+    trained.model.load_state_dict(to_half(trained.model.state_dict()))  # which are float32 again
     return trained
 
 
@@ -392,7 +419,7 @@ def _save(path: Path, trained: Trained, images: data.Splits) -> None:
         "passes": passes(trained.settings, len(images.train)),
         "torch": torch.__version__,
     }
-    store.save_tensors(path, trained.model.state_dict(), meta)
+    store.save_tensors(path, to_half(trained.model.state_dict()), meta)
     for checkpoint in _checkpoints(path):
         checkpoint.unlink(missing_ok=True)
 
@@ -443,7 +470,7 @@ def _train(
     moments = snapshots.schedule(steps).values() if settings.objective in snapshots.KEPT else ()
     while step < steps:
         if step in moments and not distributed.rank():
-            snapshots.save(final, step, model.state_dict(), {"settings": dataclasses.asdict(settings)})
+            snapshots.save(final, step, to_half(model.state_dict()), {"settings": dataclasses.asdict(settings)})
         epoch, position = divmod(step, per_epoch)
         if order is None or position == 0:
             order = torch.randperm(len(train_set), generator=rng.generator(settings.seed, "order", epoch)).to(device)

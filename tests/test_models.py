@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torchvision.models import resnet18, resnet50
@@ -65,3 +68,29 @@ def test_unusable_arguments_are_named(options, names):
 def test_layer_names_exist_for_resnets_only():
     with pytest.raises(TypeError, match="Linear.*module paths"):
         models.layer_names(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("size", [24, 32, 48, 64, 96, 224])
+def test_a_training_step_survives_at_every_width_and_size(size):
+    """In a process of its own: oneDNN's gradient of a strided 1x1 convolution with few channels corrupts memory, see
+    `models._Shortcut`. The process is ended by the C library where it notices."""
+    script = f"""
+import torch
+from repsim import models
+for architecture in ("resnet18", "resnet50"):
+    for width in (4, 8, 12, 16):
+        model = models.build(architecture, width=width).to(memory_format=torch.channels_last)
+        assert not [m for m in model.modules() if type(m) is torch.nn.Conv2d and m.kernel_size == (1, 1) and m.stride != (1, 1)]
+        x = torch.randn(4 if {size} > 100 else 32, 3, {size}, {size}).contiguous(memory_format=torch.channels_last)
+        model(x).square().sum().backward()
+        if {size} > 100:
+            break
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_shortcut_is_the_strided_convolution():
+    ours, x = models.build(width=8).layer2[0].downsample[0], torch.randn(2, 8, 9, 9, dtype=torch.float64)
+    plain = torch.nn.functional.conv2d(x, ours.double().weight, stride=2)
+    assert ours(x).shape == plain.shape and torch.allclose(ours(x), plain, atol=1e-12)

@@ -49,7 +49,7 @@ def test_a_schedule_is_logarithmic_from_initialisation_to_the_end(steps):
 def test_a_moment_is_what_a_run_stopped_there_had(images, tmp_path, monkeypatch):
     train.train(SETTINGS, images, tmp_path / "whole", progress=False)
     whole = kept(images, tmp_path / "whole")
-    initial = SETTINGS.build(10).state_dict()
+    initial = train.to_half(SETTINGS.build(10).state_dict())
     assert snapshots.equal(whole[0], initial) and not snapshots.equal(whole[1], initial)
     assert not list((tmp_path / "whole").glob("*.step-6")), "the end is the network itself"
     monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)  # after every step
@@ -67,7 +67,7 @@ def test_a_moment_is_what_a_run_stopped_there_had(images, tmp_path, monkeypatch)
         checkpoint = train.path(SETTINGS, images, tmp_path / str(step)).with_suffix(".checkpoint")
         tensors = store.load_tensors(checkpoint)[0]
         stopped = {n.removeprefix("model."): v for n, v in tensors.items() if n.startswith("model.")}
-        assert snapshots.equal(whole[step], stopped)
+        assert snapshots.equal(whole[step], train.to_half(stopped))
         monkeypatch.setattr(train, "learning_rate", rate)
         train.train(SETTINGS, images, tmp_path / str(step), progress=False)  # goes on
         resumed = kept(images, tmp_path / str(step))
@@ -137,7 +137,7 @@ def test_published_tables_are_drawn_without_weights_or_images(study, tmp_path):
 def test_the_initialisation_is_evaluated_as_the_untrained_network_is(study):
     found = {l: moments.network(study, "sl-0", 0.0).state_dict()[l] for l in ("conv1.weight", "bn1.running_mean")}
     untrained = study.network("untrained-0").model.state_dict()
-    assert all(torch.allclose(found[l], untrained[l], atol=1e-5) for l in found)
+    assert all(torch.allclose(found[l], untrained[l], atol=1e-3) for l in found)  # rounded before or after
 
 
 # ----- times
