@@ -21,7 +21,7 @@ def test_a_chapter_trains_what_it_needs_and_judges_its_predictions(chapter, tmp_
     executed = papermill.execute_notebook(
         ROOT / "notebooks" / f"{chapter}.ipynb",
         out.parent / f"{chapter}.ipynb",
-        MICRO | {"out": str(out), "artefacts": None, "device": "cpu"},
+        {"profile": "quick", "changes": MICRO | {"controls": [], "out": str(out), "device": "cpu"}},
         cwd=ROOT / "notebooks",
         kernel_name="python3",
         progress_bar=False,
