@@ -33,8 +33,8 @@ STEPS = [*itertools.pairwise(RUNGS)]
 FAMILIES = ("byol", "barlow", "vicreg", "rotation")
 
 study = Study.open(profile, **changes)
-FAMILY_SEEDS = min(2, study.seeds)  # two give a position, without an interval
-seeds_of = dict.fromkeys((*RUNGS, "untrained"), study.seeds) | dict.fromkeys(FAMILIES, FAMILY_SEEDS)
+family_seeds = study.seeds if {*FAMILIES} <= {*study.controls} else min(2, study.seeds)  # two give no interval
+seeds_of = dict.fromkeys((*RUNGS, "untrained"), study.seeds) | dict.fromkeys(FAMILIES, family_seeds)
 networks = [f"{objective}-{seed}" for objective, seeds in seeds_of.items() for seed in range(seeds)]
 
 
@@ -57,7 +57,11 @@ charts.lines(
 # %%
 def degrees(angle, seeds):
     """An angle's replicates as text, with its interval."""
-    return "an undefined angle" if np.isnan(claims.interval(angle, seeds)[0]) else f"{claims.told(angle, seeds, 1)} degrees"
+    return (
+        "an undefined angle"
+        if np.isnan(claims.interval(angle, seeds)[0])
+        else f"{claims.told(angle, seeds, 1)} degrees"
+    )
 
 
 def where_it_opens(evidence, steps):
@@ -300,53 +304,51 @@ charts.markdown("\n".join(lines))
 # ## Other families, between the two ends
 #
 # BYOL, Barlow Twins and VICReg draw two views of an image together as SimCLR does, without negatives; the prediction of rotations has no pairs at all. They are trained
-# with the ladder's recipe, which is not their best, and by fewer seeds, so that these are positions without intervals.
+# with the ladder's recipe, which is not their best. Two networks of each give a position, and four an interval.
 
 # %%
-few = dataclasses.replace(evidence, seeds=FAMILY_SEEDS)
-ends = few.pi(RUNGS[0], RUNGS[-1], end)[0]
-places = [
-    (charts.name(family), edge, few.pi(family, edge, end)[0]) for family in FAMILIES for edge in (RUNGS[0], RUNGS[-1])
-]
-charts.bars(
-    pd.DataFrame(places, columns=["family", "with", "value"]),
-    "family",
-    "value",
-    "with",
-    value_title="partial cosine at the end of stage 4",
-    rules={"what untrained networks share": 0.0, "the two ends": ends},
-    title="Which end of the ladder is a family more similar to?",
-)
+few, ends = dataclasses.replace(evidence, seeds=family_seeds), (RUNGS[0], RUNGS[-1])
+table = few.curves(few.pi, [*itertools.product(FAMILIES, ends)], [end]).dropna(subset="value")
+table[["family", "with"]] = table.pair.str.split("-", expand=True).reindex(columns=[0, 1])
+if len(table):
+    charts.show(
+        charts.bars(
+            table,
+            "family",
+            "value",
+            "with",
+            value_title="partial cosine at the end of stage 4",
+            rules={"the two ends with each other": evidence.pi(*ends, end)[0]},
+            title="Which end of the ladder is a family more similar to?",
+        )
+    )
 
 
 # %%
-def place(family, with_labels, with_simclr, reason):
-    """One sentence on a family's position between the two ends."""
+def place(family, evidence, reason):
+    """One sentence on a family's position between the two ends; reason: why it is not judged."""
     if reason:
-        return f"- {charts.name(family)}: not judged, as {reason}."
-    if not np.isfinite([with_labels, with_simclr]).all():
-        return f"- {charts.name(family)}: undefined, as its seeds share nothing."
-    nearer = "SimCLR" if with_simclr > with_labels else "cross-entropy"
-    return f"- {charts.name(family)}: more similar to {nearer} ({with_simclr:.2f} with SimCLR, {with_labels:.2f} with cross-entropy)."
+        return f"- {charts.name(family)}: not judged; {reason}."
+    end, seeds = evidence.end("layer4"), evidence.seeds
+    labels, simclr = (evidence.pi(family, edge, end) for edge in (RUNGS[0], RUNGS[-1]))
+    return (
+        f"- {charts.name(family)}: its last block shares {claims.told(simclr, seeds)} of its similarity structure with SimCLR's, and "
+        f"{claims.told(labels, seeds)} with cross-entropy's; the difference is {claims.told(simclr - labels, seeds)}."
+    )
 
 
-def unplaced(family):
-    return "it has one network, and no ceiling" if FAMILY_SEEDS < 2 else weak(family, accuracy)
-
-
-sentences = [
-    place(family, *(few.pi(family, edge, end)[0] for edge in (RUNGS[0], RUNGS[-1])), unplaced(family))
-    for family in FAMILIES
-]
-charts.markdown("\n".join(sentences))
+reasons = {family: weak(family, accuracy) if family_seeds > 1 else "one network has no ceiling" for family in FAMILIES}
+charts.markdown("\n".join(place(family, few, reasons[family]) for family in FAMILIES))
 
 # %% [markdown]
+# *How to read it.* 0: a family and an end of the ladder share only what untrained networks share. 1: they differ no more than their seeds do.
+#
 # The same from the first block to the last, before untrained networks are projected out ($\rho$): the untrained line is the floor of both axes.
 
 # %%
 rows = []
 for objective, (position, block) in itertools.product((*FAMILIES, "untrained"), enumerate(evidence.blocks())):
-    similarities = {f"with {charts.name(edge)}": few.rho(objective, edge, block)[0] for edge in (RUNGS[0], RUNGS[-1])}
+    similarities = {f"with {charts.name(edge)}": few.rho(objective, edge, block)[0] for edge in ends}
     rows.append({"network": objective, "layer": block, "position": position} | similarities)
 table = pd.DataFrame(rows).dropna()
 if len(table):
