@@ -405,21 +405,27 @@ class Study:
 
     def _compare(self) -> Comparison:
         self.train_missing(self.names)
-        test = self.images.test.take(slice(CKA_IMAGES))
-        batches = FOLDS * math.ceil(len(test) / (FOLDS * 128)) if len(test) >= 4 * FOLDS else len(test) // 4
-        models = {name: self.network(name).model for name in self.names}
-        return cka.compare(
-            models,
-            test.images,
-            labels=test.labels,
+        labels = self.images.test.labels[:CKA_IMAGES]
+        return self.compare(
+            self.names,
+            labels=labels,
             views=self.views,
             pixels=True,
             estimators=("unbiased", "rbf", "trimmed"),
-            leave_out=self._outliers(len(test)),
-            batch_size=math.ceil(len(test) / batches),
-            folds=FOLDS,
-            progress=True,
+            leave_out=self._outliers(len(labels)),
         )
+
+    def compare(self, networks: Sequence[str], **options: Any) -> Comparison:
+        """CKA of all layers of these networks, which are trained if missing, over the first CKA_IMAGES test images, in FOLDS folds.
+
+        options: further arguments of `cka.compare`. `compared` keeps the result.
+        """
+        self.train_missing(networks)
+        images = self.images.test.images[:CKA_IMAGES]
+        batches = FOLDS * math.ceil(len(images) / (FOLDS * 128)) if len(images) >= 4 * FOLDS else len(images) // 4
+        models = {name: self.network(name).model for name in networks}
+        options |= {"batch_size": math.ceil(len(images) / batches), "folds": FOLDS}
+        return cka.compare(models, images, progress=True, **options)
 
     def _outliers(self, count: int, fraction: float = 0.01) -> Tensor:
         """Those of the first test images that are among the farthest from the mean at the end of a stage (Davari et al. 2022)."""
@@ -572,10 +578,13 @@ class Study:
             self.keep("-".join(ids), [claim.to_dict() for claim in judged])
         return judged
 
-    def keep(self, name: str, verdicts: list[dict[str, Any]]) -> None:
-        """Write verdicts to OUT/claims/NAME.json, for run_all.py to collect."""
+    def keep(self, name: str, verdicts: list[dict[str, Any]], learnt: str | None = None) -> None:
+        """Write verdicts to OUT/claims/NAME.json, for run_all.py to collect.
+
+        learnt: what the networks have learnt, in one sentence, where they are others than the study's own.
+        """
         about = {"basis": self.basis(), "exploratory": self.summary.factors, "preregistration": preregistration()}
-        about["learnt"] = self.learnt()
+        about["learnt"] = self.learnt() if learnt is None else learnt
         text = json.dumps([row | about for row in verdicts], indent=1, allow_nan=False)
         store.write(Path(self.out) / "claims" / f"{name}.json", text + "\n")
 
