@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from repsim import allocator, augment, data, losses, models, store, train
+from repsim import augment, data, losses, models, store, taps, train
 
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # an epoch: network inputs of all views, labels
 SCALE = {"mean": [0.5] * 3, "std": [0.25] * 3}  # of repsim.data.as_input
@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    allocator.tune()
+    taps.tune_allocator()
     images = data.load(args.source, train_images=args.steps * args.batch, test_images=32).train
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {args.threads} threads"
     print(

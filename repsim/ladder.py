@@ -20,8 +20,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from repsim import claims, grams, predictions
+from repsim import claims, predictions
 from repsim.claims import EFFECT, SIMILAR, SUPPORTED, Cell, Claim, Estimate, Evidence, Pair, Part
+from repsim.comparison import Source
 from repsim.study import Study
 
 RUNGS = ("ce_views", "supcon", "nscl", "simclr")
@@ -87,7 +88,7 @@ def names(study: Study, objectives: Sequence[str] = (*RUNGS, *FAMILIES, "sl", "u
     return [f"{objective}-{seed}" for objective in objectives for seed in range(seeds(study, objective))]
 
 
-def same_layer(first: grams.Source, second: grams.Source) -> bool:
+def same_layer(first: Source, second: Source) -> bool:
     """Whether the chapter asks for this pair of sources: layers of one name, and the classes."""
     return first[1] == second[1] or second[0] == "labels"
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from repsim import augment, charts, grams, store
+from repsim import augment, charts, cka, store
 from repsim.cka import compare
 from repsim.comparison import Comparison
 from repsim.palette import INK
@@ -66,10 +66,10 @@ def disagreement(x: Tensor, y: Tensor) -> Tensor:
         raise ValueError(f"x, y: expected (n, p) and (n, q), n >= 4, got {tuple(x.shape)} and {tuple(y.shape)}")
     centred = []
     for name, features in (("x", x), ("y", y)):
-        gram, raw = grams.centred_gram(features.double())
-        if not gram.trace() > grams.tolerance(features.dtype) * raw:
+        gram, raw = cka.centred_gram(features.double())
+        if not gram.trace() > cka.tolerance(features.dtype) * raw:
             raise ValueError(f"{name}: expected features that vary over the images, got constant or undefined ones")
-        gram = grams.centre(gram, "unbiased")
+        gram = cka.centre(gram, "unbiased")
         centred.append(gram / gram.norm())
     return (centred[0] - centred[1]).square().sum(1) / 2
 

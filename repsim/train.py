@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from repsim import allocator, augment, data, distributed, losses, models, store, taps
+from repsim import augment, data, distributed, losses, models, store, taps
 from repsim.objectives import OBJECTIVES, Objective, Step, tau
 
 CHECKPOINT_SECONDS = 120.0
@@ -183,7 +183,7 @@ def seconds_per_pass(
     settings: Settings, images: data.Splits, device: torch.device | str = "cpu", steps: int = 3
 ) -> float:
     """How long a view takes here in training, in seconds: the mean of a few steps, after one that warms up."""
-    allocator.tune()
+    taps.tune_allocator()
     part = images.train.take(slice(min(settings.batch_size, len(images.train)))).to(device)
     trainee = Trainee(settings, len(part.classes), device)
     with _threads(settings.threads):
@@ -471,7 +471,7 @@ def _train(
     settings: Settings, images: data.Splits, final: Path, device: torch.device, progress: bool | Callable[[int], Any]
 ) -> Trained:
     begun = time.monotonic()
-    allocator.tune()
+    taps.tune_allocator()
     trainee = Trainee(settings, len(images.train.classes), device)
     model = trainee.model
     train_set, validation = images.train.to(device), images.validation.to(device)

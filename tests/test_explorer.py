@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
 from torch import nn
 from torchvision.models import squeezenet1_1
 
 from repsim import augment, explorer, models, pairs, shapes, store
 from repsim.cka import cka, compare
-from repsim.measures import mutual_knn
 from repsim.render import Picture
 
 IMAGES, LABELS, _ = shapes.draw(24, seed=3, size=32)

@@ -97,7 +97,7 @@ def test_the_numerical_core_needs_no_notebook_packages():
 import sys
 for name in ("altair", "vl_convert", "IPython", "ipywidgets", "papermill", "nbconvert", "nbformat", "doit", "jupytext"):
     sys.modules[name] = None
-import repsim.study, repsim.measures, repsim.probes, repsim.cka, repsim.train, repsim.claims
+import repsim.study, repsim.probes, repsim.cka, repsim.train, repsim.claims
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
