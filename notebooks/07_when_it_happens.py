@@ -31,22 +31,20 @@ from repsim.study import Study
 study = Study.open(profile, **changes)
 if study.seeds < 2:
     raise ValueError(
-        f"seeds: networks of different seeds are compared here, so that 2 are needed, and 4 for a verdict; got {study.seeds}"
+        f"seeds: expected 2, as networks of different seeds are compared, or 4 for a verdict; got {study.seeds}"
     )
 study.train_missing()
-OBJECTIVES = ("untrained", "sl", "simclr")
-IMAGES, BATCH = 1024, 64  # test images of the comparison, and those of a batch, at most
+OBJECTIVES, TRAINED = ("untrained", "sl", "simclr"), ("sl", "simclr")
+IMAGES, BATCH = 1024, 64  # test images that are compared, and those of a batch, at most
 seeds = range(study.seeds)
 networks = [f"{objective}-{seed}" for objective in OBJECTIVES for seed in seeds]
 layers = models.layer_names(study.settings("sl-0").build(2, "meta"))
-blocks, middle = claims.of_kind(layers, "post-residual"), claims.of_kind(layers, "post-residual", claims.MIDDLE)
-m, e = claims.end_of(layers, "layer3"), claims.end_of(layers, "layer4")
-steps = {
-    objective: train.steps(study.settings(f"{objective}-0"), study.summary.train) for objective in ("sl", "simclr")
-}
-shares = [
-    share for share in train.schedule(steps["sl"]) if share in train.schedule(steps["simclr"])
-]  # of training, 0.0 to 1.0
+blocks, middle = (claims.of_kind(layers, "post-residual", stages) for stages in (None, claims.MIDDLE))
+m, e = (claims.end_of(layers, stage) for stage in ("layer3", "layer4"))
+plans = {
+    o: train.schedule(train.steps(study.settings(f"{o}-0"), study.summary.train)) for o in TRAINED
+}  # share -> step
+shares = [share for share in plans["sl"] if share in plans["simclr"]]  # of training, 0.0 to 1.0
 
 
 def shares_of(name):
@@ -66,38 +64,36 @@ def centred_row(x):
 
 
 @torch.no_grad()
+def rows_of(model, images):
+    """Block -> (entries,): its centred Gram matrices of all whole batches, one after the other, as a row of length 1."""
+    size, rows = min(BATCH, len(images)), {block: [] for block in blocks}
+    with taps.tapped(model, taps.resolve(model, blocks), lambda block, x: rows[block].append(centred_row(x))):
+        for batch in images[: len(images) // size * size].split(size):
+            model(taps.network_input(batch.to(study.torch_device), model))
+    return {block: F.normalize(torch.cat(row), dim=0) for block, row in rows.items()}
+
+
 def grams(name):
-    """Layer -> (shares, entries): the centred Gram matrices of all batches in one row of unit mean square, in float16."""
-    images, moments = study.images.test.images[:IMAGES].to(study.torch_device), []
-    batch = min(BATCH, len(images))
-    for share in shares_of(name):
-        model, rows = study.snapshot(name, share), {layer: [] for layer in blocks}
-        with taps.tapped(
-            model, taps.resolve(model, blocks), lambda layer, x, rows=rows: rows[layer].append(centred_row(x))
-        ):
-            for part in images[: len(images) // batch * batch].split(batch):
-                model(taps.network_input(part, model))
-        moments.append({layer: torch.cat(row) for layer, row in rows.items()})
-    return {
-        layer: torch.stack([(row := rows[layer]) / row.square().mean().sqrt() for rows in moments]).half()
-        for layer in blocks
-    }
+    """What a network leaves for comparisons: block -> (shares, entries) in float16."""
+    images = study.images.test.images[:IMAGES]
+    moments = [rows_of(study.snapshot(name, share), images) for share in shares_of(name)]
+    return {block: torch.stack([rows[block] for rows in moments]).half() for block in blocks}
 
 
 def similarity(moment):
-    """CKA of same-named layers of all pairs of networks of different seeds, at moment(share) for every share."""
-    kept = {name: study.tensors(f"grams-{name}", functools.partial(grams, name), [name]) for name in networks}
+    """CKA of same-named blocks of all pairs of networks of different seeds, at moment(share) for every share."""
+    of = {name: study.tensors(f"grams-{name}", functools.partial(grams, name), [name]) for name in networks}
     places = [(name, share) for name in networks for share in shares_of(name)]
     pairs = [*itertools.combinations_with_replacement(OBJECTIVES, 2)]
-    wanted = {(a, t[a], b, t[b]) for t in map(moment, shares) for a, b in pairs}
+    wanted = {(a, at[a], b, at[b]) for at in map(moment, shares) for a, b in pairs}
     rows = []
-    for layer in blocks:
-        unit = F.normalize(torch.cat([kept[name][layer] for name in networks]).float(), dim=1)
+    for block in blocks:
+        unit = F.normalize(torch.cat([of[name][block] for name in networks]).float(), dim=1)
         values = (unit @ unit.T).double().numpy().round(6)
         for (k, (one, s)), (l, (other, t)) in itertools.combinations(enumerate(places), 2):
             (a, _, i), (b, _, j) = one.rpartition("-"), other.rpartition("-")
             if i != j and (a, s, b, t) in wanted:
-                rows.append((layer, one, s, other, t, values[k, l]))
+                rows.append((block, one, s, other, t, values[k, l]))
     return pd.DataFrame(rows, columns=["layer", "a", "share_a", "b", "share_b", "cka"])
 
 
@@ -159,15 +155,9 @@ def over_time(values, **columns):
 
 
 courses = {"agreement of the middle": course(agreement), "gap to the last stage": course(gap)}
-charts.lines(
-    pd.concat([over_time(values, curve=name) for name, values in courses.items()]),
-    x="share",
-    y="value",
-    color="curve",
-    log=True,
-    y_title="difference of similarity",
-    title="SL and SimCLR from the first step to the last",
-)
+table = pd.concat([over_time(values, curve=name) for name, values in courses.items()])
+title = "SL and SimCLR from the first step to the last"
+charts.lines(table, "share", "value", "curve", log=True, y_title="difference of similarity", title=title)
 
 # %%
 early = min(shares, key=lambda share: abs(share - 0.1))
@@ -241,14 +231,11 @@ print("The cosine of two rows in float16 is unbiased minibatch CKA.")
 # numbers of images (SimCLR two views of each):
 
 # %%
-seen = {objective: np.array(shares) * n * study.settings(f"{objective}-0").batch_size for objective, n in steps.items()}
+seen = {o: np.array([plans[o][share] for share in shares]) * study.settings(f"{o}-0").batch_size for o in TRAINED}
 columns = {"share of training": [charts.percent(share) for share in shares]}
-for objective, n in steps.items():
-    plan = train.schedule(n)
-    columns[f"{charts.name(objective)}: step"] = [f"{plan[share]:,}" for share in shares]
-    columns[f"{charts.name(objective)}: images"] = [
-        f"{plan[share] * study.settings(f'{objective}-0').batch_size:,}" for share in shares
-    ]
+for objective, images in seen.items():
+    columns[f"{charts.name(objective)}: step"] = [f"{plans[objective][share]:,}" for share in shares]
+    columns[f"{charts.name(objective)}: images"] = [f"{n:,}" for n in images]
 charts.markdown(pd.DataFrame(columns))
 
 # %% [markdown]
@@ -264,15 +251,9 @@ def same_images(share):
 
 cells |= both_ways(study.table("moments-by-images", functools.partial(similarity, same_images), networks))
 ways = {"at the same share of training": same_share, "after the same number of images": same_images}
-charts.lines(
-    pd.concat([over_time(course(agreement, moment), way=way) for way, moment in ways.items()]),
-    x="share",
-    y="value",
-    color="way",
-    log=True,
-    y_title="agreement of the middle",
-    title="Agreement over the course of SL",
-)
+table = pd.concat([over_time(course(agreement, moment), way=way) for way, moment in ways.items()])
+title = "Agreement over the course of SL"
+charts.lines(table, "share", "value", "way", log=True, y_title="agreement of the middle", title=title)
 
 # %% [markdown]
 # *How to read it.* Where the lines coincide, it does not matter how the two trainings are set side by side. At the right end SL is complete and SimCLR,
@@ -368,71 +349,29 @@ def gain(measure, objective, layer):
     )
 
 
-titles = {("classes", m): "class reading, end of stage 3", ("classes", e): "class reading, end of stage 4"}
-titles |= {("views", m): "view reading, end of stage 3", ("views", e): "view reading, end of stage 4"}
 gains = [
-    over_time(
-        gain(measure, objective, layer),
-        objective=objective,
-        reading=title,
-        measure=measure,
-        layer=layer,
-        images=seen[objective],
+    over_time(gain(what, objective, layer), objective=objective, images=seen[objective], layer=layer).assign(
+        reading=f"{what}, end of stage {layer[5]}"
     )
-    for (measure, layer), title in titles.items()
-    for objective in ("sl", "simclr")
+    for what, layer, objective in itertools.product(("classes", "views"), (m, e), ("sl", "simclr"))
 ]
-charts.lines(
-    pd.concat(gains).drop(columns=["layer", "images"]),
-    x="share",
-    y="value",
-    color="objective",
-    panel="reading",
-    log=True,
-    shared=False,
-    y_title="nats better than untrained",
-    title="What the last blocks of stages 3 and 4 know of classes and views",
-)
+look = {
+    "y": "value",
+    "color": "objective",
+    "panel": "reading",
+    "log": True,
+    "shared": False,
+    "y_title": "nats better than untrained",
+}
+charts.lines(pd.concat(gains), "share", title="What SL and SimCLR come to know of classes and views", **look)
 
 # %% [markdown]
-# *How to read it.* 0: no better than a random network. A line that first falls and then rises loses something that random features offer before it learns.
-# The same gains at the end of stage 4, by the number of images that each network has seen:
+# *How to read it.* 0: no better than an untrained network. A line that first falls loses something that random features offer before it learns. The same
+# gains at the end of stage 4, by the number of images that each network has seen:
 
 # %%
-by_images = pd.concat(gains).query("layer == @e").rename(columns={"images": "images seen"})
-charts.lines(
-    by_images.drop(columns=["layer", "share"]),
-    x="images seen",
-    y="value",
-    color="objective",
-    panel="reading",
-    log=True,
-    shared=False,
-    y_title="nats better than untrained",
-    title="The same by images seen",
-)
-
-# %% [markdown]
-# Both readings in one plane, from the open point at the start to the name at the end. A line that first rises and then turns right learns views before classes.
-
-# %%
-plane = (
-    pd.concat(gains)
-    .pivot_table(index=["objective", "layer", "share"], columns="measure", values="value", sort=False)
-    .reset_index()
-)
-charts.path(
-    plane.rename(columns={"classes": "class gain, nats", "views": "view gain, nats"})
-    .assign(stage="end of stage " + plane.layer.str[5])
-    .drop(columns="layer"),
-    "class gain, nats",
-    "view gain, nats",
-    color="objective",
-    order="share",
-    panel="stage",
-    grow=True,
-    title="From the first step to the last",
-)
+at_the_end = pd.concat(gains).query("layer == @e").rename(columns={"images": "images seen"})
+charts.lines(at_the_end, "images seen", title="The same by the number of images", **look)
 
 # %% [markdown]
 # ## What was predicted
