@@ -16,10 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from repsim import augment, charts, cka, store
+from repsim.charts import INK, Picture
 from repsim.cka import compare
 from repsim.comparison import Comparison
-from repsim.palette import INK
-from repsim.render import Picture
 from repsim.taps import pooled, resolve
 
 K = 10  # neighbours of the mutual k-NN measure
@@ -206,7 +205,7 @@ def curves(subject: Subject, chosen: Sequence[tuple[str, str]]) -> alt.HConcatCh
             return None
         names = {s: "with the classes" if s == "labels" else f"with its view ({s.partition('@')[2]})" for s in streams}
         table = pd.concat([subject.comparison.curve(network, s).assign(what=names[s]) for s in streams])
-        panel = charts.curves(table, color="what", width=400, height=240)
+        panel = charts.lines(table, color="what", width=440)
         order = list(subject.features[network])
         layers = alt.Chart(pd.DataFrame({"layer": order, "at": range(len(order))})).encode(x=panel.layer[0].encoding.x)
         lines = [
@@ -218,7 +217,9 @@ def curves(subject: Subject, chosen: Sequence[tuple[str, str]]) -> alt.HConcatCh
         ]
         title = alt.Title(network, fontSize=14, fontWeight="normal")
         panels.append(
-            alt.layer(panel.layer[0], *lines, *panel.layer[1:]).properties(width=400, height=240, title=title)
+            alt.layer(panel.layer[0], *lines, *panel.layer[1:]).properties(
+                width=panel.width, height=panel.height, title=title
+            )
         )
     words = f"CKA, layer by layer, with classes and augmented views: {', '.join(dict(chosen))}."
     title = "What each layer says of class and view"

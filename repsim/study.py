@@ -550,11 +550,8 @@ class Study:
 
     def per_network(self, table: str, names: Sequence[str], make: Callable[[str], pd.DataFrame]) -> pd.DataFrame:
         """One table per network, kept one by one (for any study with that network), as one with a column `network`."""
-        if self.artefacts is None:
-            of = {name: [] if name == "pixels" else [name] for name in names}
-            self.train_missing(
-                [n for n in names if not self._file(f"{table}-{n}", of[n], "csv").exists()] or ["pixels"]
-            )
+        networks = [name for name in names if name != "pixels"]
+        self.train_missing([n for n in networks if not self._file(f"{table}-{n}", [n], "csv").exists()])
         parts = [
             self.table(f"{table}-{name}", functools.partial(make, name), [] if name == "pixels" else [name]).assign(
                 network=name

@@ -15,8 +15,8 @@ from torch import nn
 from torchvision.models import squeezenet1_1
 
 from repsim import augment, explorer, models, pairs, shapes, store
+from repsim.charts import Picture
 from repsim.cka import cka, compare
-from repsim.render import Picture
 
 IMAGES, LABELS, _ = shapes.draw(24, seed=3, size=32)
 
