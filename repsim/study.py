@@ -40,7 +40,7 @@ import pandas as pd
 import torch
 import torchvision
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from repsim import __version__, augment, cka, claims, data, distributed, models, probes, store, taps, train
 from repsim.claims import VIEWS, Claim, Evidence
@@ -234,6 +234,37 @@ class Study:
             raise FileNotFoundError(f"{file}: no such network among the published results; {REMEDY}")
         return train.load(file, self.torch_device)
 
+    def snapshot(self, name: str, share: float) -> nn.Module:
+        """The network `name` after this share of its training, 0.0 to 1.0 (`train.schedule`), in eval mode on the study's device.
+
+        Batch-norm statistics are measured over the first 1,024 training images, at the end (1.0) too: running averages of the
+        first steps are of older weights.
+
+        Raises:
+            ValueError: a share of which no snapshot is taken.
+            FileNotFoundError: the snapshot is gone, damaged or not published; it says how to make it again.
+        """
+        trained, file = self.network(name), self.network_file(name)
+        model = trained.settings.build(len(self.summary.classes), self.torch_device)
+        model.load_state_dict(trained.model.state_dict())
+        if share != 1:
+            plan = train.schedule(train.steps(trained.settings, self.summary.train))
+            if share not in plan or trained.settings.objective not in train.SNAPSHOTS:
+                raise ValueError(
+                    f"share: expected one of {', '.join(f'{s:.3g}' for s in plan)} or 1 of a network of "
+                    f"{', '.join(train.SNAPSHOTS)}, got {share!r} of {name}"
+                )
+            place = train.snapshot_path(file, plan[share])
+            try:
+                model.load_state_dict(store.load_tensors(place)[0])
+            except (FileNotFoundError, store.Damaged) as error:
+                raise FileNotFoundError(
+                    f"{place}: no whole snapshot of {name}; snapshots are written while a network is trained: delete {file} to "
+                    "train it again"
+                ) from error
+        train.measure_batch_norm(model, self.images.train.images[:1024].to(self.torch_device))
+        return model.eval()
+
     def network_file(self, name: str) -> Path:
         """Where the network `name` is kept."""
         settings, images = self.settings(name), self.summary.fingerprints
@@ -368,6 +399,18 @@ class Study:
             lambda: make().select(by_fold, wanted),
             save,
         )
+
+    def tensors(
+        self, name: str, make: Callable[[], Mapping[str, Tensor]], networks: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """As `table`, for named tensors that tables are made of: kept in OUT/tensors, and not published, as they are large."""
+        names = self.names if networks is None else networks
+
+        def save(path: Path, made: tuple[Mapping[str, Tensor], float]) -> None:
+            store.save_tensors(path, made[0], self._about(name, names, made[1]))
+
+        path = Path(self.artefacts or self.out) / "tensors" / self._file(name, names, "safetensors").name
+        return dict(self._kept(path, lambda path: store.load_tensors(path)[0], make, save))
 
     def _file(self, name: str, networks: Sequence[str], ending: str) -> Path:
         return Path(self.artefacts or self.out) / "tables" / f"{name}-{self.key_of(networks)}.{ending}"

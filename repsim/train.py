@@ -30,11 +30,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from repsim import augment, data, distributed, models, snapshots, store, taps
+from repsim import augment, data, distributed, models, store, taps
 from repsim.objectives import OBJECTIVES, BatchOutputs, Objective, at_least_float32, tau
 
 CHECKPOINT_SECONDS = 120.0
 HISTORY = ["epoch", "loss", "validation_loss", "learning_rate"]
+SNAPSHOTS = ("sl", "simclr", "sl_simclr_views")  # objectives of which weights on the way are kept
+# Three snapshots a decade through the last two, two a decade before: of 1,000 steps those after 1, 3, 10, 22, 46, 100, 215, ...
+SHARES = tuple(10 ** (-k / 3) for k in range(6)) + tuple(10 ** (-2 - k / 2) for k in range(10))
 FORMAT = 2  # raised whenever the same settings would give other weights: files of another format are not found
 
 
@@ -147,8 +150,33 @@ class Diverged(RuntimeError):
 
 def passes(settings: Settings, images: int) -> int:
     """How many views go through the network while it trains on so many images: what its time is proportional to."""
-    views = OBJECTIVES[settings.objective].n_views
-    return settings.epochs * (images // settings.batch_size) * settings.batch_size * views
+    return steps(settings, images) * settings.batch_size * OBJECTIVES[settings.objective].n_views
+
+
+def steps(settings: Settings, images: int) -> int:
+    """How many steps a training on so many images takes; the last, smaller batch of an epoch's order is not used."""
+    return settings.epochs * (images // settings.batch_size)
+
+
+def schedule(steps: int) -> dict[float, int]:
+    """When snapshots are taken: share of the training -> step, from 0.0 (initialisation) to 1.0 (the end: the network itself).
+
+    A share's step is the nearest whole one; of shares with the same step the largest counts.
+
+    Raises:
+        ValueError: a negative number of steps.
+    """
+    if steps < 0:
+        raise ValueError(f"steps: expected 0 or more, got {steps}")
+    shares: dict[int, float] = {}
+    for share in SHARES:
+        shares.setdefault(round(share * steps), share)
+    return {0.0: 0} | {share: step for step, share in sorted(shares.items()) if step}
+
+
+def snapshot_path(final: Path, step: int) -> Path:
+    """Where the weights after `step` steps of the network that is kept as `final` are."""
+    return Path(final).with_suffix(f".step-{step}")
 
 
 def seconds_per_pass(
@@ -359,7 +387,7 @@ def train(
     """Load the network that these settings give on these images from `folder`; train it, and keep it there, if it is not.
 
     Checkpoints are written beside it after every epoch and every two minutes, so that a killed run goes on where it was, and
-    of SL and SimCLR the weights at some moments on the way (`repsim.snapshots`), which stay.
+    of the objectives SNAPSHOTS the weights at some moments on the way (`schedule`), rounded as the network is; these stay.
     A second process that asks for the same network waits for the first and loads. The ranks of a torchrun, all of which
     call this, train it together; only rank 0 reads and writes `folder`.
     `progress` shows a bar over image passes, or is called with the number of passes since it was last called.
@@ -456,21 +484,22 @@ def _train(
         return Trained(model.eval(), settings, history, time.monotonic() - begun)
 
     optimizer = _optimizer(trainee, settings, device)
-    per_epoch = len(train_set) // settings.batch_size  # the last, smaller batch of an epoch's order is left out
-    steps = settings.epochs * per_epoch
+    per_epoch = len(train_set) // settings.batch_size
+    total = steps(settings, len(train_set))
     step, epoch_losses, history, before = _resume(final, trainee, optimizer, settings)
     begun -= before
     network, rows = distributed.joined(model, device), distributed.share(settings.batch_size)
     saved, order = time.monotonic(), None
     per_step = settings.batch_size * OBJECTIVES[settings.objective].n_views
-    bar = progress_bar(steps * per_step, settings.name, **({} if progress is True else {"disable": True}))
+    bar = progress_bar(total * per_step, settings.name, **({} if progress is True else {"disable": True}))
     report = progress if callable(progress) else bar.update
     report(step * per_step)
     trainee.train()
-    moments = snapshots.schedule(steps).values() if settings.objective in snapshots.KEPT else ()
-    while step < steps:
+    moments = schedule(total).values() if settings.objective in SNAPSHOTS else ()
+    while step < total:
         if step in moments and not distributed.rank():
-            snapshots.save(final, step, to_half(model.state_dict()), {"settings": dataclasses.asdict(settings)})
+            meta = {"settings": dataclasses.asdict(settings), "step": step}
+            store.save_tensors(snapshot_path(final, step), to_half(model.state_dict()), meta)
         epoch, position = divmod(step, per_epoch)
         if order is None or position == 0:
             order = torch.randperm(len(train_set), generator=store.generator(settings.seed, "order", epoch)).to(device)
@@ -482,9 +511,9 @@ def _train(
         if settings.optimizer == "lars":
             lars_(optimizer.param_groups[0]["params"], settings.weight_decay)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, settings)
+            group["lr"] = learning_rate(step, total, settings)
         optimizer.step()
-        trainee.follow(tau(step, steps))
+        trainee.follow(tau(step, total))
         epoch_losses.append(loss.detach())
         step += 1
         report(per_step)
