@@ -101,48 +101,6 @@ def vicreg(
     return invariance * F.mse_loss(za, zb) + variance * spread + covariance * redundancy
 
 
-def simplex(vectors: int, dimensions: int, generator: torch.Generator) -> Tensor:
-    """Unit vectors (vectors, dimensions) as far from one another as can be: any two have the cosine -1 / (vectors - 1).
-
-    A simplex equiangular tight frame in a random orientation: what class means become in neural collapse (Papyan et al. 2020).
-
-    Raises:
-        ValueError: fewer than 2 vectors, or more than dimensions + 1.
-    """
-    if not 2 <= vectors <= dimensions + 1:
-        raise ValueError(f"vectors: expected 2 to {dimensions + 1} for {dimensions} dimensions, got {vectors}")
-    centred = torch.eye(vectors, dtype=torch.float64) - 1 / vectors
-    basis = torch.linalg.eigh(centred).eigenvectors[:, 1:]  # (vectors, vectors - 1), of the plane they lie in
-    turn = torch.linalg.qr(torch.randn(dimensions, vectors - 1, generator=generator, dtype=torch.float64)).Q
-    return F.normalize(centred @ basis @ turn.T, dim=1).float()
-
-
-@torch.no_grad()
-def balanced(scores: Tensor, sharpness: float = 0.05, rounds: int = 3) -> Tensor:
-    """Soft assignments (n, k) of n images to k prototypes that are all used alike: Sinkhorn's iterations (Cuturi 2013).
-
-    Of exp(scores / sharpness), columns are scaled to equal sums and then rows to the sum 1, `rounds` times.
-    """
-    logs = wide(scores) / sharpness
-    for _ in range(rounds):
-        logs = logs.log_softmax(0).log_softmax(1)
-    return logs.exp()
-
-
-def swapped(za: Tensor, zb: Tensor, prototypes: Tensor, temperature: float = 0.1) -> Tensor:
-    """Swapped prediction (Caron et al. 2020, equations 1 and 2) with fixed prototypes, in nats; no label is used.
-
-    Each view (n, d) has to predict the balanced assignment of the other to the unit vectors `prototypes` (k, d), which is
-    taken as given: no gradient passes through it.
-    """
-    _check_pair(za, zb)
-    if prototypes.ndim != 2 or prototypes.shape[1] != za.shape[1]:
-        raise ValueError(f"prototypes: expected (k, {za.shape[1]}), got {tuple(prototypes.shape)}")
-    scores = [F.normalize(wide(z), dim=1) @ prototypes.to(z.device).T for z in (za, zb)]
-    given = [balanced(s) for s in scores]
-    return sum(F.cross_entropy(s / temperature, q) for s, q in zip(scores, reversed(given))) / 2
-
-
 def _similarities(za: Tensor, zb: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Cosines of all 2n views over the temperature, (2n, 2n) with -inf on the diagonal; where each image's other view is."""
     _check_pair(za, zb)

@@ -7,21 +7,17 @@ of it; both are dropped when training ends.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repsim import losses, models, store
+from repsim import losses, models
 
 TAU = 0.99  # of BYOL's target at the start of training (Grill et al. 2020 for few epochs), 1 at its end
-PROTOTYPES = 32  # more than the ten classes of the usual sets, as SwAV has it, and not chosen by them
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,20 +120,6 @@ def _classes_and_nt_xent(step: Step) -> Tensor:
     return losses.cross_entropy(step.outputs[0], step.labels) + losses.nt_xent(a, b, step.settings.temperature)
 
 
-@functools.cache
-def prototypes(kind: str, dimensions: int, seed: int) -> Tensor:
-    """Unit vectors (PROTOTYPES, or as many as fit into a simplex, dimensions): a "simplex", or "random" directions."""
-    generator, count = store.generator(seed, "prototypes"), min(PROTOTYPES, dimensions + 1)
-    if kind == "simplex":
-        return losses.simplex(count, dimensions, generator)
-    return F.normalize(torch.randn(count, dimensions, generator=generator), dim=1)
-
-
-def _nt_xent_and(kind: str, step: Step) -> Tensor:
-    given = prototypes(kind, step.settings.projection, step.settings.seed)
-    return _nt_xent(step) + losses.swapped(*step.outputs, given)
-
-
 OBJECTIVES: Mapping[str, Objective] = {
     "sl": Objective("supervised (cross-entropy)", "linear", "supervised", _cross_entropy, base="sl"),
     "simclr": Objective("SimCLR (NT-Xent)", "projection", "simclr", _nt_xent, n_views=2),
@@ -184,12 +166,6 @@ OBJECTIVES: Mapping[str, Objective] = {
         base="sl",
         companion=_projector,
         layer="layer3",
-    ),
-    "simclr_simplex": Objective(
-        "SimCLR, pulled to a simplex", "projection", "simclr", partial(_nt_xent_and, "simplex"), n_views=2
-    ),
-    "simclr_random_prototypes": Objective(
-        "SimCLR, pulled to random prototypes", "projection", "simclr", partial(_nt_xent_and, "random"), n_views=2
     ),
 }
 
