@@ -243,6 +243,27 @@ def load(
     return Splits(title, train_set, held_out_set, *_subsets(test, (test_images or len(test),), seed, "test"))
 
 
+def of_classes(splits: Splits, classes: Sequence[str]) -> Splits:
+    """The images of these classes alone, in the order that they had; labels index `classes`.
+
+    Raises:
+        ValueError: fewer than two classes, one twice, or one that the splits do not have.
+    """
+    known = splits.train.classes
+    if unknown := [name for name in classes if name not in known]:
+        raise ValueError(f"classes: expected some of {', '.join(known)}, got {unknown[0]!r}")
+    if len(classes) < 2 or len({*classes}) < len(classes):
+        raise ValueError(f"classes: expected at least 2 different ones of {', '.join(known)}, got {list(classes)}")
+    label = torch.full((len(known),), -1)
+    label[[known.index(name) for name in classes]] = torch.arange(len(classes))
+
+    def restricted(part: ImageSet) -> ImageSet:
+        part = part.take(label[part.labels] >= 0)
+        return dataclasses.replace(part, labels=label[part.labels], classes=tuple(classes))
+
+    return Splits(splits.name, *map(restricted, (splits.train, splits.validation, splits.test)))
+
+
 # Where the images come from: each gives a title, all there is to train on, and all there is to test on
 
 

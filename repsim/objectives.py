@@ -19,10 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repsim import models, store
+from repsim import models
 
 TAU = 0.99  # of BYOL's target at the start of training (Grill et al. 2020 for few epochs), 1 at its end
-PROTOTYPES = 32  # more than the ten classes of the usual sets, as SwAV has it, and not chosen by them
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -158,49 +157,6 @@ def _same(za: Tensor, labels: Tensor) -> Tensor:
     return labels[:, None] == labels
 
 
-def simplex(vectors: int, dimensions: int, generator: torch.Generator) -> Tensor:
-    """Unit vectors (vectors, dimensions) as far from one another as can be: any two have the cosine -1 / (vectors - 1).
-
-    A simplex equiangular tight frame in a random orientation: what class means become in neural collapse (Papyan et al. 2020).
-
-    Raises:
-        ValueError: fewer than 2 vectors, or more than dimensions + 1.
-    """
-    if not 2 <= vectors <= dimensions + 1:
-        raise ValueError(f"vectors: expected 2 to {dimensions + 1} for {dimensions} dimensions, got {vectors}")
-    centred = torch.eye(vectors, dtype=torch.float64) - 1 / vectors
-    basis = torch.linalg.eigh(centred).eigenvectors[:, 1:]  # (vectors, vectors - 1), of the plane they lie in
-    turn = torch.linalg.qr(torch.randn(dimensions, vectors - 1, generator=generator, dtype=torch.float64)).Q
-    return F.normalize(centred @ basis @ turn.T, dim=1).float()
-
-
-@torch.no_grad()
-def balanced(scores: Tensor, sharpness: float = 0.05, rounds: int = 3) -> Tensor:
-    """Soft assignments (n, k) of n images to k prototypes that are all used alike: Sinkhorn's iterations (Cuturi 2013).
-
-    Of exp(scores / sharpness), columns are scaled to equal sums and then rows to the sum 1, `rounds` times.
-    """
-    logs = at_least_float32(scores) / sharpness
-    for _ in range(rounds):
-        logs = logs.log_softmax(0).log_softmax(1)
-    return logs.exp()
-
-
-@in_full_precision
-def swapped(za: Tensor, zb: Tensor, prototypes: Tensor, temperature: float = 0.1) -> Tensor:
-    """Swapped prediction (Caron et al. 2020, equations 1 and 2) with fixed prototypes, in nats; no label is used.
-
-    Each view (n, d) has to predict the balanced assignment of the other to the unit vectors `prototypes` (k, d), which is
-    taken as given: no gradient passes through it.
-    """
-    _check_pair(za, zb)
-    if prototypes.ndim != 2 or prototypes.shape[1] != za.shape[1]:
-        raise ValueError(f"prototypes: expected (k, {za.shape[1]}), got {tuple(prototypes.shape)}")
-    scores = [F.normalize(at_least_float32(z), dim=1) @ prototypes.to(z.device).T for z in (za, zb)]
-    targets = [balanced(s) for s in scores]
-    return sum(F.cross_entropy(s / temperature, q) for s, q in zip(scores, reversed(targets))) / 2
-
-
 @dataclass(frozen=True, eq=False)
 class BatchOutputs:
     """What a loss is made of: one batch of n images, whole, in every rank of a torchrun; float32 at least."""
@@ -279,25 +235,12 @@ def _classes_and_nt_xent(batch: BatchOutputs) -> Tensor:
     return cross_entropy(batch.outputs[0], batch.labels) + nt_xent(a, b, batch.settings.temperature)
 
 
-@functools.cache
-def prototypes(kind: str, dimensions: int, seed: int) -> Tensor:
-    """Unit vectors (PROTOTYPES, or as many as fit into a simplex, dimensions): a "simplex", or "random" directions."""
-    generator, count = store.generator(seed, "prototypes"), min(PROTOTYPES, dimensions + 1)
-    if kind == "simplex":
-        return simplex(count, dimensions, generator)
-    return F.normalize(torch.randn(count, dimensions, generator=generator), dim=1)
-
-
-def _nt_xent_and(kind: str, batch: BatchOutputs) -> Tensor:
-    directions = prototypes(kind, batch.settings.projection, batch.settings.seed)
-    return _nt_xent(batch) + swapped(*batch.outputs, directions)
-
-
 _supervised = partial(Objective, head="linear", loss=_cross_entropy)
 _contrastive = partial(Objective, head="projection", views="simclr", n_views=2)
 
 # Barlow Twins and VICReg are sums over dimensions, written for LARS, which does not feel their scale. SGD does: Barlow
 # Twins' is multiplied by 0.1, as in solo-learn's recipe for CIFAR-10 (da Costa et al. 2022), VICReg's by 1/25.
+
 OBJECTIVES: Mapping[str, Objective] = {
     "sl": _supervised("supervised (cross-entropy)", views="supervised", base="sl"),
     "simclr": _contrastive("SimCLR (NT-Xent)", loss=_nt_xent),
@@ -339,10 +282,6 @@ OBJECTIVES: Mapping[str, Objective] = {
         base="sl",
         extra_module=_projector,
         layer="layer3",
-    ),
-    "simclr_simplex": _contrastive("SimCLR, pulled to a simplex", loss=partial(_nt_xent_and, "simplex")),
-    "simclr_random_prototypes": _contrastive(
-        "SimCLR, pulled to random prototypes", loss=partial(_nt_xent_and, "random")
     ),
 }
 

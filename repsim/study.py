@@ -69,6 +69,7 @@ class Study:
     train_images: int | None = 2000  # images trained on; None: all
     test_images: int | None = 1000  # images compared and tested on; None: all
     image_size: int | None = None  # images are resized to this many pixels a side; None: as they are
+    classes: list = field(default_factory=list)  # names of the classes that the images are restricted to; all if empty
     context: float = 0.0  # of shapes: the fraction of images whose background is the one that their class prefers
     saturation: float = 1.0  # of shapes: 1 full colours, 0 greys
     architecture: str = "resnet18"  # or resnet34, resnet50
@@ -207,6 +208,7 @@ class Study:
             raise ValueError(f"images: not part of the published results in {self.artefacts}; give data to have them")
         sizes = {name: getattr(self, name) for name in SIZES}
         images = data.load(self.data, **sizes, root=Path(self.out).parent / "data")
+        images = data.of_classes(images, self.classes) if self.classes else images
         if self.artefacts is not None and data.summary(images).fingerprints != self.summary.fingerprints:
             raise ValueError(
                 f"data: {self.data} holds other images than {self.artefacts} was made of; they need a profile"

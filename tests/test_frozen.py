@@ -1,4 +1,4 @@
-"""What an earlier version of this project published is still computed from its tables, to 1e-12, wherever the statistic is the same.
+"""What an earlier version of this project published is still computed from its tables, to 1e-12, where the statistic is the same.
 
 The criteria have changed since (docs/preregistration.md); the similarities and intervals they were made of have not.
 """

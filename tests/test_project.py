@@ -149,7 +149,9 @@ def test_a_changed_number_in_a_stored_output_is_noticed(tmp_path):
     assert run() == 1
 
 
-@pytest.mark.parametrize("published", sorted(p.parent for p in (ROOT / "results").glob("*/provenance.json")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "published", sorted(p.parent for p in (ROOT / "results").glob("*/provenance.json")), ids=lambda p: p.name
+)
 def test_published_results_are_whole_small_and_of_a_profile(published):
     about = study.check(published)
     files = {str(p.relative_to(published)): p for p in published.rglob("*") if p.is_file()}
