@@ -10,10 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from repsim import attacks, data, publish, robustness
-from repsim.study import Study, publication
+from repsim import attacks, data, publish, robustness, store
+from repsim.study import PLACES, ROOT, Study, check, publication
 
-ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {"train_images": 160, "test_images": 96, "width": 4, "epochs_sl": 1, "epochs_simclr": 1, "batch_size": 32}
 CONTROLS = ["sl_simclr_views", "random_labels"]
 TABLES = ("history", "probe", "knn", "retrieval", "factors")
@@ -21,19 +20,21 @@ TABLES = ("history", "probe", "knn", "retrieval", "factors")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A study with everything made by the command, without altair or jupyter, and where it was published."""
-    out = tmp_path_factory.mktemp("made") / "runs"
-    profile = out.parent / "p.yaml"
-    profile.write_text("\n".join(f"{name}: {value}" for name, value in {**SETTINGS, "controls": CONTROLS}.items()))
-    blocked = "import sys\nfor n in ('altair', 'IPython', 'papermill', 'nbformat'): sys.modules[n] = None\n"
-    code = blocked + "import runpy; runpy.run_module('repsim.study', run_name='__main__')"
-    command = [sys.executable, "-c", code, "make", "--profile", str(profile), "--out", str(out)]
-    environment = os.environ | {"TQDM_DISABLE": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=out.parent)
-    assert done.returncode == 0, done.stderr[-3000:]
-    study = Study(**SETTINGS, controls=CONTROLS, out=str(out))
-    assert study.images.name == "shapes"  # loaded here, before a test puts them out of reach
-    return study, out / "published"
+    """A study of which all is made that 05 draws, beside a table of other settings, and where it was published."""
+    study = Study(**SETTINGS, controls=CONTROLS, device="cpu", out=str(tmp_path_factory.mktemp("made") / "runs"))
+    claims, attacked = attacks.verdicts(study)
+    attacks.figure_tables(study)
+    for name in TABLES:
+        getattr(study, name)()
+    card = robustness.keep_card(robustness.card(claims, attacked), study.out)
+    rows = robustness.with_card(
+        [claim.to_dict() for claim in claims], robustness.kept_card(study.out, [c.to_dict() for c in claims])
+    )
+    store.write(Path(study.out) / "claims.json", json.dumps(rows))  # as run_all.py collects them
+    store.write(Path(study.out) / "predictions.json", "[]")
+    Study(**SETTINGS | {"epochs_sl": 2}, seeds=1, device="cpu", out=study.out).probe(["sl-0"])
+    assert len(card) and study.images.name == "shapes"  # loaded here, before a test puts them out of reach
+    return study, publish.publish(study, Path(study.out) / "published")
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def published(made, tmp_path, monkeypatch):
 
 
 def test_everything_drawn_is_among_the_published_tables(made, published, tmp_path):
-    study = Study(artefacts=str(published), out=str(tmp_path / "out"))
+    study = Study.open(published, out=str(tmp_path / "out"))
     assert (study.basis(), study.names, study.width) == (made[0].basis(), made[0].names, 4)
     before, after = (attacks.verdicts(s) for s in (made[0], study))
     assert [repr(c.to_dict()) for c in before[0]] == [repr(c.to_dict()) for c in after[0]]
@@ -59,23 +60,40 @@ def test_everything_drawn_is_among_the_published_tables(made, published, tmp_pat
 
 
 def test_what_a_publication_lacks_is_said(published, tmp_path):
-    study = Study(artefacts=str(published), out=str(tmp_path))
-    with pytest.raises(RuntimeError, match="images: not part of the published artefacts.*set artefacts to null"):
-        study.images  # noqa: B018
-    with pytest.raises(FileNotFoundError, match="probe-other.*no such table"):
+    study = Study.open(published, out=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="probe-other.*no such table among the published results"):
         study.table("probe-other", lambda: None)
+    with pytest.raises(FileNotFoundError, match="sl-0.*no such network among the published results"):
+        study.network("sl-0")
+
+
+def test_published_results_take_their_own_images_and_networks(made, tmp_path, monkeypatch):
+    folder = tmp_path / "published"
+    shutil.copytree(made[1], folder)
+    study = Study.open(folder, data="shapes", out=str(tmp_path / "out"))  # the default of embedded images
+    assert data.summary(study.images).fingerprints == made[0].summary.fingerprints
+    shutil.copytree(Path(made[0].out) / "networks", folder / "networks")
+    monkeypatch.setattr("repsim.train.train", None)
+    state = made[0].network("simclr-1").model.state_dict()
+    assert all(value.equal(state[name]) for name, value in study.network("simclr-1").model.state_dict().items())
+    other = json.loads((folder / "provenance.json").read_text())
+    other["images"]["fingerprints"][0] = "0" * 64
+    (folder / "provenance.json").write_text(json.dumps(other))
+    with pytest.raises(ValueError, match="data: shapes holds other images than .*published was made of"):
+        Study.open(folder, data="shapes", out=str(tmp_path / "out"))
 
 
 def test_the_provenance_says_how_it_was_made(made):
-    kept = publish.check(made[1])
-    assert kept["parameters"]["train_images"] == 160 and not set(publish.PLACES) & set(kept["parameters"])
+    kept = check(made[1])
+    assert kept["parameters"]["train_images"] == 160 and not set(PLACES) & set(kept["parameters"])
     assert set(kept["training_seconds"]) == set(made[0].names) and kept["basis"] == made[0].basis()
     assert {"torch", "python"} <= set(kept["versions"]) and kept["commit"] and kept["hardware"]
-    assert "claims.json" in kept["checksums"] and len(kept["checksums"]) == 2 + len(
-        list((made[1] / "tables").iterdir())
-    )
-    claims = json.loads((made[1] / "claims.json").read_text())
-    assert all(claim["attacks"] for claim in claims)
+    files = {str(path.relative_to(made[1])) for path in made[1].rglob("*") if path.is_file()}
+    assert files == {*kept["checksums"], "provenance.json"} and {"claims.json", "card.json"} < files
+    own = {path.name for path in (Path(made[0].out) / "tables").glob("*.*") if not path.name.startswith(".")}
+    other = own - {Path(name).name for name in files}
+    assert len(other) == 1 and other.pop().startswith("probe-sl-0-"), "all but the table of other settings"
+    assert kept["seconds"]["cka"] >= 0
     basis, verdicts = publish.published(made[1])
     assert basis == made[0].basis() and [v.id for v in verdicts] == [f"C{i}" for i in range(1, 8)]
 
@@ -88,20 +106,19 @@ def test_a_damaged_publication_is_refused_by_name(harm, published):
     if harm == "deleted":
         victim.unlink()
     with pytest.raises(ValueError, match=f"{victim.name} is missing or not what was published"):
-        publish.check(published)
+        check(published)
 
 
 def test_a_folder_that_is_no_publication_is_refused(tmp_path):
-    for make in (publication, publish.check, lambda f: Study(artefacts=str(f))):
-        with pytest.raises(ValueError, match="artefacts: expected a folder with a provenance.json"):
+    for make in (publication, check, Study.open):
+        with pytest.raises(ValueError, match="profile: expected a folder with a provenance.json"):
             make(tmp_path)
     assert publish.published(tmp_path) is None
 
 
 def test_run_all_draws_the_notebooks_from_a_publication(made, tmp_path):
     out = tmp_path / "drawn"
-    command = [sys.executable, str(ROOT / "run_all.py"), "--profile", str(made[1].parent.parent / "p.yaml")]
-    command += ["--artefacts", str(made[1]), "--out", str(out), "-p", "data", "cifar10"]  # which is not asked for
+    command = [sys.executable, str(ROOT / "run_all.py"), "--profile", str(made[1]), "--out", str(out)]
     refused = subprocess.run([*command, "-p", "width", "8"], capture_output=True, text=True)
     assert refused.returncode == 2 and "width: 8 is asked for, but" in refused.stderr and not out.exists()
     done = subprocess.run([*command, "--only", "00_overview"], capture_output=True, text=True)
@@ -110,20 +127,24 @@ def test_run_all_draws_the_notebooks_from_a_publication(made, tmp_path):
     assert not (out / "networks").exists() and (out / "index.html").stat().st_size > 1_000_000
 
 
+def test_run_all_publishes_what_it_made(made, tmp_path):
+    """What there is of a study is found by its settings, so no notebook has to run again for that."""
+    code = "import run_all; run_all.CHAPTERS = run_all.FURTHER = {}; run_all.TRAINING = 'none'; "
+    (tmp_path / "none.py").write_text("")
+    (tmp_path / "none.ipynb").write_text('{"cells": []}')
+    code += f"import pathlib, sys; run_all.NOTEBOOKS = pathlib.Path({str(tmp_path)!r}); sys.exit(run_all.main(sys.argv[1:]))"
+    fields = [text for name, value in SETTINGS.items() for text in ("-p", name, str(value))]
+    options = ["--plain", "--out", made[0].out, *fields, "-p", "controls", str(CONTROLS), "-p", "seeds", "2"]
+    command = [sys.executable, "-c", code, *options, "-p", "device", "cpu", "--publish", str(tmp_path / "again")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr[-3000:]
+    names = {path.name for path in (tmp_path / "again" / "tables").iterdir()}
+    assert names == {path.name for path in (made[1] / "tables").iterdir()} and check(tmp_path / "again")
+
+
 def test_a_summary_says_what_the_images_are(made):
     study, summary = made[0], made[0].summary
     assert (summary.train, summary.test, summary.factors) == (160, 96, True)
     assert summary.fingerprints == tuple(
         data.fingerprint(part) for part in (study.images.train, study.images.validation, study.images.test)
     )
-
-
-def test_unusable_requests_are_refused(capsys):
-    for arguments, message in (
-        (["make", "--profile", "nowhere", "--out", "x"], "no file"),
-        (["make", "--profile", "quick", "--out", "x", "-p", "width", "["], "not YAML"),
-        (["make", "--profile", "quick", "--out", "x", "-p", "speed", "3"], "unknown speed"),
-    ):
-        with pytest.raises(SystemExit):
-            publish.main(arguments)
-        assert message in capsys.readouterr().err
