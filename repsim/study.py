@@ -40,7 +40,7 @@ import pandas as pd
 import torch
 import torchvision
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from repsim import __version__, augment, cka, claims, data, distributed, models, probes, store, taps, train
 from repsim.claims import VIEWS, Claim, Evidence
@@ -69,6 +69,7 @@ class Study:
     train_images: int | None = 2000  # images trained on; None: all
     test_images: int | None = 1000  # images compared and tested on; None: all
     image_size: int | None = None  # images are resized to this many pixels a side; None: as they are
+    classes: list = field(default_factory=list)  # names of the classes that the images are restricted to; all if empty
     context: float = 0.0  # of shapes: the fraction of images whose background is the one that their class prefers
     saturation: float = 1.0  # of shapes: 1 full colours, 0 greys
     architecture: str = "resnet18"  # or resnet34, resnet50
@@ -207,6 +208,7 @@ class Study:
             raise ValueError(f"images: not part of the published results in {self.artefacts}; give data to have them")
         sizes = {name: getattr(self, name) for name in SIZES}
         images = data.load(self.data, **sizes, root=Path(self.out).parent / "data")
+        images = data.of_classes(images, self.classes) if self.classes else images
         if self.artefacts is not None and data.summary(images).fingerprints != self.summary.fingerprints:
             raise ValueError(
                 f"data: {self.data} holds other images than {self.artefacts} was made of; they need a profile"
@@ -233,6 +235,37 @@ class Study:
         if not (file := self.network_file(name)).exists():
             raise FileNotFoundError(f"{file}: no such network among the published results; {REMEDY}")
         return train.load(file, self.torch_device)
+
+    def snapshot(self, name: str, share: float) -> nn.Module:
+        """The network `name` after this share of its training, 0.0 to 1.0 (`train.schedule`), in eval mode on the study's device.
+
+        Batch-norm statistics are measured over the first 1,024 training images, at the end (1.0) too: running averages of the
+        first steps are of older weights.
+
+        Raises:
+            ValueError: a share of which no snapshot is taken.
+            FileNotFoundError: the snapshot is gone, damaged or not published; it says how to make it again.
+        """
+        trained, file = self.network(name), self.network_file(name)
+        model = trained.settings.build(len(self.summary.classes), self.torch_device)
+        model.load_state_dict(trained.model.state_dict())
+        if share != 1:
+            plan = train.schedule(train.steps(trained.settings, self.summary.train))
+            if share not in plan or trained.settings.objective not in train.SNAPSHOTS:
+                raise ValueError(
+                    f"share: expected one of {', '.join(f'{s:.3g}' for s in plan)} or 1 of a network of "
+                    f"{', '.join(train.SNAPSHOTS)}, got {share!r} of {name}"
+                )
+            place = train.snapshot_path(file, plan[share])
+            try:
+                model.load_state_dict(store.load_tensors(place)[0])
+            except (FileNotFoundError, store.Damaged) as error:
+                raise FileNotFoundError(
+                    f"{place}: no whole snapshot of {name}; snapshots are written while a network is trained: delete {file} to "
+                    "train it again"
+                ) from error
+        train.measure_batch_norm(model, self.images.train.images[:1024].to(self.torch_device))
+        return model.eval()
 
     def network_file(self, name: str) -> Path:
         """Where the network `name` is kept."""
@@ -368,6 +401,18 @@ class Study:
             lambda: make().select(by_fold, wanted),
             save,
         )
+
+    def tensors(
+        self, name: str, make: Callable[[], Mapping[str, Tensor]], networks: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """As `table`, for named tensors that tables are made of: kept in OUT/tensors, and not published, as they are large."""
+        names = self.names if networks is None else networks
+
+        def save(path: Path, made: tuple[Mapping[str, Tensor], float]) -> None:
+            store.save_tensors(path, made[0], self._about(name, names, made[1]))
+
+        path = Path(self.artefacts or self.out) / "tensors" / self._file(name, names, "safetensors").name
+        return dict(self._kept(path, lambda path: store.load_tensors(path)[0], make, save))
 
     def _file(self, name: str, networks: Sequence[str], ending: str) -> Path:
         return Path(self.artefacts or self.out) / "tables" / f"{name}-{self.key_of(networks)}.{ending}"
@@ -665,8 +710,8 @@ class Study:
             "networks": ", ".join(self.names),
             "architecture": f"{self.architecture}, width {self.width}",
             "evaluation": "test images, eval mode, weights of the last epoch",
-            "CKA": f"linear, unbiased, whole activation maps of the first {min(CKA_IMAGES, images.test):,} test images; HSIC averaged "
-            "over batches of at most 128, ratio last",
+            "CKA": f"linear, unbiased, whole activation maps of the first {min(CKA_IMAGES, images.test):,} test images; HSIC "
+            "averaged over batches of at most 128, ratio last",
             "intervals": f"95 %: delete-one jackknife over seeds and over {FOLDS} folds of the images, Student's t with "
             f"{self.seeds - 1} degrees of freedom",
             "views": "SimCLR's augmentations, two draws per image from seeded generators, the same for all networks",
