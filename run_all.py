@@ -49,7 +49,8 @@ CHAPTERS = {
     "00_overview": (["02_layerwise_comparison", "03_divergence", "04_implicit_objective", "05_is_it_real"], [], []),
 }
 # Further chapters: run with --all, or where --only names them. Of an objective with a number only that seed is trained.
-LADDER = ["ce_views", "supcon", "nscl", "byol-0", "barlow-0", "vicreg-0", "rotation-0"]
+FAMILIES = [f"{family}-{seed}" for family in ("byol", "barlow", "vicreg", "rotation") for seed in (0, 1)]
+LADDER = ["ce_views", "supcon", "nscl", *FAMILIES]
 TASKS = ["simclr_sl_middle", "simclr_sl_top", "sl_simclr_middle"]
 FURTHER = {
     "06_between_the_objectives": ([TRAINING], ["claims/06.json"], LADDER),
@@ -231,7 +232,9 @@ def collect(plan: dict[str, Job], out: Path, fresh: Iterable[str], shown: Iterab
 
     kept = {file: json.loads((out / file).read_text()) for name in fresh for file in plan[name].leaves}
     attacks = kept.pop("claims/attacks.json", [])
-    claims = sorted((row for rows in kept.values() for row in rows), key=lambda row: row["id"])
+    claims = sorted(
+        (row for rows in kept.values() for row in rows), key=lambda row: (row["id"][0].isdigit(), row["id"])
+    )
     for claim in claims:
         claim["attacks"] = [row for row in attacks if row["row"] == claim["id"]]
     store.write(out / "claims.json", json.dumps(claims, indent=1, allow_nan=False) + "\n")
@@ -270,46 +273,40 @@ def cluster(options: argparse.Namespace, out: Path, threads: int) -> Any:
     return cluster.Jobs(cluster.slurm(out / "slurm", environment(threads), cpus=threads, **asked))
 
 
+def positive(text: str) -> float:
+    if not (number := float(text)) > 0:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
+    return int(number) if number.is_integer() else number
+
+
 def arguments(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
-    add = parser.add_argument
-    add(
-        "--profile",
-        default="quick",
-        metavar="NAME|FILE|DIR",
-        help="profiles/NAME.yaml, a YAML file, or published results",
-    )
-    add(
-        "-p",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        dest="changes",
-        help="a field of the study",
-    )
+    add, fields = parser.add_argument, {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
+    add("--profile", default="quick", metavar="NAME|FILE|DIR", help="a profile, a YAML file, or published results")
+    add("-p", **fields, dest="changes", help="a field of the study")
     add("--only", metavar="NOTEBOOK", help="run this notebook and what it needs")
     add("--all", action="store_true", help=f"the further chapters as well: {', '.join(FURTHER)}")
-    add("--jobs", type=int, metavar="N", help="at a time; if not given 1 on a GPU, else up to 4 that have cores")
-    add("--minutes", type=float, metavar="N", help="train as many seeds as there is time for, and draw those")
+    add("--jobs", type=positive, metavar="N", help="at a time; if not given 1 on a GPU, else up to 4 that have cores")
+    add("--minutes", type=positive, metavar="N", help="train as many seeds as there is time for, and draw those")
     add("--force", action="store_true", help="run what is up to date as well (networks are kept)")
     add("--list", action="store_true", help="say what there is and what would run, and stop")
     add("--plain", action="store_true", help="run the notebooks' scripts, which need no Jupyter; figures are left out")
-    add("--publish", type=Path, metavar="DIR", help="when all is done, copy tables and verdicts there")
-    add("--out", type=Path, metavar="DIR", help="where results go; runs/PROFILE if not given")
+    add("--publish", type=absolute, metavar="DIR", help="when all is done, copy tables and verdicts there")
+    add("--out", type=absolute, metavar="DIR", help="where results go; runs/PROFILE if not given")
     add("--engine", choices=["local", "slurm"], default="local", help="where notebooks are executed")
     add("--partition", metavar="NAME", help="of SLURM; the cluster's default if not given")
-    add("--gpus", type=int, metavar="N", help="of SLURM, for a notebook; none if not given")
-    add("--time", type=int, metavar="MINUTES", help="of SLURM, for a notebook, 240 if not given; what it stops goes on")
-    add("--memory", type=int, metavar="GB", help="of SLURM, for a notebook; the cluster's default if not given")
+    add("--gpus", type=positive, metavar="N", help="of SLURM, for a notebook; none if not given")
+    add("--time", type=positive, metavar="MINUTES", help="of SLURM, for a notebook; 240 if not given")
+    add("--memory", type=positive, metavar="GB", help="of SLURM, for a notebook; the cluster's default if not given")
     options = parser.parse_args(argv)
-    for name in ("jobs", "minutes", "gpus", "time", "memory"):
-        if getattr(options, name) is not None and getattr(options, name) <= 0:
-            parser.error(f"--{name}: expected a positive number, got {getattr(options, name)}")
-    for name in ("out", "publish"):
-        setattr(options, name, getattr(options, name) and getattr(options, name).expanduser().resolve())
-    if (path := Path(options.profile).expanduser()).exists() and path.name != options.profile:
-        options.profile = str(path.resolve())  # as the shell means it
+    if os.sep in options.profile or options.profile.endswith((".yaml", ".yml")):
+        options.profile = str(absolute(options.profile))
     return options
+
+
+def absolute(path: str) -> Path:
+    """A path as the shell means it; where there is nothing, as the checkout does."""
+    here = Path(path).expanduser().resolve()
+    return here if here.exists() or not (ROOT / path).exists() else ROOT / path
 
 
 def opened(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
@@ -317,15 +314,15 @@ def opened(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from repsim.study import Study, read_changes
 
     changes = read_changes(options.changes) | ({"out": str(options.out)} if options.out else {})
-    if isinstance(changes.get("data"), str) and Path(changes["data"]).expanduser().is_dir():
-        changes["data"] = str(Path(changes["data"]).expanduser().resolve())
+    if isinstance(changes.get("data"), str) and absolute(changes["data"]).is_dir():
+        changes["data"] = str(absolute(changes["data"]))
     return Study.open(options.profile, **changes), {"profile": options.profile, "changes": changes}
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options = arguments(parser, argv)
-    record = (options.out or ROOT / "runs") / f".seen-{digest(vars(options))[:16]}.json"
+    record = (options.out or ROOT / "runs") / f".seen-{digest(vars(options))[:16]}"
     if record.exists() and not (options.force or options.list or options.plain or options.publish):
         kept = json.loads(record.read_text())
         if kept["seen"] == seen(*kept["of"]):
@@ -368,10 +365,8 @@ def main(argv: list[str] | None = None) -> int:
             return main([*(sys.argv[1:] if argv is None else argv), "-p", "seeds", str(whole)])
         work = execute_plainly if options.plain else execute
         print(f"{len(todo)} notebooks to run, {len(chosen & current)} up to date", flush=True)
-        if submit:
-            done = run(todo, at_a_time, lambda job: submit.call(job.name, work, job, out, state[job.name]))
-        else:
-            done = run(todo, at_a_time, lambda job: work(job, out, state[job.name]))
+        call = submit.call if submit else lambda name, function, *of: function(*of)
+        done = run(todo, at_a_time, lambda job: call(job.name, work, job, out, state[job.name]))
     except (ValueError, OSError, RuntimeError) as error:
         print(f"run_all.py: error: {error}", file=sys.stderr)
         return 1
@@ -380,12 +375,9 @@ def main(argv: list[str] | None = None) -> int:
         if submit:
             submit.cancel()
         os._exit(130)  # kernels end with this process
-    shown = [
-        n for n, job in plan.items() if "network" not in job.parameters and (n in chosen or job.output(out).exists())
-    ]
-    collect(
-        plan, out, {*done, *current}, [] if options.plain else shown
-    )  # always: a run may have been killed just before
+    there = {name for name, job in plan.items() if job.output(out).exists()}
+    shown = [] if options.plain else [n for n in plan if n in chosen | there and "network" not in plan[n].parameters]
+    collect(plan, out, {*done, *current}, shown)  # always: a run may have been killed just before
     print(f"{len(done)} of {len(todo)} run, {len(chosen & current)} up to date; read {out / 'index.html'}")
     if len(done) < len(todo):
         return 1

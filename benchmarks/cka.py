@@ -35,9 +35,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from repsim import allocator
 from repsim.cka import compare
 from repsim.models import build, layer_paths
+from repsim.taps import tune_allocator
 
 PACKAGES = {
     "repsim": "repsim-study",
@@ -429,7 +429,7 @@ def measure(kind: str, package: str, size: tuple = (), repeats: int = 1, tuned: 
 
 def perform(task: dict) -> dict:
     if task["tuned"]:
-        allocator.tune()
+        tune_allocator()
     if task["kind"] == "traps":
         return traps(task["package"])
     if task["kind"] == "memory":

@@ -7,242 +7,503 @@
 # ---
 
 # %% [markdown]
-# # When does it happen?
+# # When in training do they agree, and when do they diverge?
 #
-# The curves of **C2** to **C7** at the end of training are the outcome of a course. When do two objectives come to agree, when
-# do they begin to part, and does a network know the classes before it ignores the augmentations, or after?
-#
-# As it stands here this notebook draws the published run on CIFAR-10 from its tables. `profile = "quick"` in the next cell trains the
-# networks that its settings ask for instead, a quarter of an hour on two cores if none is there yet.
-#
-# Previous: [06 Between the objectives](06_between_the_objectives.ipynb) · Next: [08 Auxiliary tasks](08_auxiliary_tasks.ipynb) · The end
-# of training: [02](02_layerwise_comparison.ipynb), [03](03_divergence.ipynb), [04](04_implicit_objective.ipynb) ·
-# Overview: [00](00_overview.ipynb)
+# The other chapters compare networks at the end of training. This one follows SL and SimCLR from the first step to the last: when their middle layers begin to
+# agree beyond what untrained networks share, when the last stage departs from them, and whether SimCLR learns views before classes.
 
 # %% tags=["parameters"]
-profile = "results/cifar10-beyond"  # str: a profile (quick, gpu, ...), a YAML file, or published results to draw, such as "results/cifar10"; paths count from the checkout
-changes = {}  # dict: other fields of the study, such as {"data": "~/my-images", "width": 32}
+profile = "quick"  # str: a profile (quick, gpu, ...), a YAML file, or published results to draw; paths count from the checkout
+changes = {}  # dict: any field of repsim.study.Study, such as {"data": "~/my-images", "width": 32}
 
 # %%
-import pandas as pd
-from IPython.display import Markdown
+import functools
+import itertools
 
-from repsim import charts, claims, figures, moments, palette, predictions, publish, render
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+from repsim import charts, cka, claims, models, probes, store, taps, train
 from repsim.study import Study
 
-render.use()
 study = Study.open(profile, **changes)
-Markdown(f"**This run:** {study.basis()}.")
+if study.seeds < 2:
+    raise ValueError(
+        f"seeds: expected 2, as networks of different seeds are compared, or 4 for a verdict; got {study.seeds}"
+    )
+study.train_missing()
+OBJECTIVES, TRAINED = ("untrained", "sl", "simclr"), ("sl", "simclr")
+IMAGES, BATCH = 1024, 64  # test images that are compared, and those of a batch, at most
+seeds = range(study.seeds)
+networks = [f"{objective}-{seed}" for objective in OBJECTIVES for seed in seeds]
+layers = models.layer_names(study.settings("sl-0").build(2, "meta"))
+blocks, middle = (claims.of_kind(layers, "post-residual", stages) for stages in (None, claims.MIDDLE))
+m, e = (claims.end_of(layers, stage) for stage in ("layer3", "layer4"))
+plans = {
+    o: train.schedule(train.steps(study.settings(f"{o}-0"), study.summary.train)) for o in TRAINED
+}  # share -> step
+shares = [share for share in plans["sl"] if share in plans["simclr"]]  # of training, 0.0 to 1.0
 
-# %% [markdown]
-# ## The answer of this run
+
+def shares_of(name):
+    return [1.0] if name.startswith("untrained") else shares
+
+
+def same_share(share):
+    """A moment: objective -> share of its training. Untrained networks are the same at every moment."""
+    return {"untrained": 1.0, "sl": share, "simclr": share}
+
+
+def centred_row(x):
+    """Features (n, ...) of a batch -> the entries above the diagonal of its U-centred Gram matrix (n (n - 1) / 2,)."""
+    x = x.flatten(1).cpu().double()
+    gram = cka.centre(x @ x.T, "unbiased")
+    return gram[tuple(torch.triu_indices(*gram.shape, 1))]
+
+
+@torch.no_grad()
+def rows_of(model, images):
+    """Block -> (entries,): its centred Gram matrices of all whole batches, one after the other, as a row of length 1."""
+    size, rows = min(BATCH, len(images)), {block: [] for block in blocks}
+    with taps.tapped(model, taps.resolve(model, blocks), lambda block, x: rows[block].append(centred_row(x))):
+        for batch in images[: len(images) // size * size].split(size):
+            model(taps.network_input(batch.to(study.torch_device), model))
+    return {block: F.normalize(torch.cat(row), dim=0) for block, row in rows.items()}
+
+
+def grams(name):
+    """What a network leaves for comparisons: block -> (shares, entries) in float16."""
+    images = study.images.test.images[:IMAGES]
+    moments = [rows_of(study.snapshot(name, share), images) for share in shares_of(name)]
+    return {block: torch.stack([rows[block] for rows in moments]).half() for block in blocks}
+
+
+def similarity(moment):
+    """CKA of same-named blocks of all pairs of networks of different seeds, at moment(share) for every share."""
+    of = {name: study.tensors(f"grams-{name}", functools.partial(grams, name), [name]) for name in networks}
+    places = [(name, share) for name in networks for share in shares_of(name)]
+    pairs = [*itertools.combinations_with_replacement(OBJECTIVES, 2)]
+    wanted = {(a, at[a], b, at[b]) for at in map(moment, shares) for a, b in pairs}
+    rows = []
+    for block in blocks:
+        unit = F.normalize(torch.cat([of[name][block] for name in networks]).float(), dim=1)
+        values = (unit @ unit.T).double().numpy().round(6)
+        for (k, (one, s)), (l, (other, t)) in itertools.combinations(enumerate(places), 2):
+            (a, _, i), (b, _, j) = one.rpartition("-"), other.rpartition("-")
+            if i != j and (a, s, b, t) in wanted:
+                rows.append((block, one, s, other, t, values[k, l]))
+    return pd.DataFrame(rows, columns=["layer", "a", "share_a", "b", "share_b", "cka"])
+
+
+def both_ways(table):
+    """(layer, network, share, network, share) -> CKA, in either order of the two."""
+    cells = {}
+    for layer, one, s, other, t, value in table.itertuples(index=False):
+        cells[layer, one, s, other, t] = cells[layer, other, t, one, s] = value
+    return cells
+
+
+cells = both_ways(study.table("moments", functools.partial(similarity, same_share), networks))
+
+
+def c(a, b, layer, moment):
+    """(seeds,): CKA of seed i with every other seed j, averaged over j and over both orders, A_i with B_j and A_j with B_i."""
+
+    def cell(i, j):
+        return cells[layer, f"{a}-{i}", moment[a], f"{b}-{j}", moment[b]]
+
+    return np.array([np.mean([(cell(i, j) + cell(j, i)) / 2 for j in seeds if j != i]) for i in seeds])
+
+
+def rho(a, b, layer, moment):
+    """(seeds,): c_AB / sqrt(c_AA c_BB) of each seed; NaN where its networks share nothing with those of its own objective."""
+    first, second = (np.where(own > 0, own, np.nan) for own in (c(a, a, layer, moment), c(b, b, layer, moment)))
+    return c(a, b, layer, moment) / np.sqrt(first * second)
+
+
+def agreement(moment):
+    """a: how much more similar SL's middle layers are to SimCLR's than to untrained networks'."""
+    return np.mean([rho("sl", "simclr", l, moment) - rho("sl", "untrained", l, moment) for l in middle], axis=0)
+
+
+def gap(moment):
+    """d: how much less similar SL and SimCLR are at the end of stage 4 than at the end of stage 3."""
+    return rho("sl", "simclr", m, moment) - rho("sl", "simclr", e, moment)
+
+
+def replicates(values):
+    """(seeds,) -> (1 + seeds,): their mean, then without each seed."""
+    return claims.over_seeds({(i,): np.array([value]) for i, value in enumerate(values)}, len(values))
+
+
+def over_seeds(values):
+    """(seeds,) -> estimate, low, high: the mean, with Student's t over seeds."""
+    return claims.interval(replicates(values), len(values))
+
+
+def course(statistic, moment=same_share):
+    """(shares, seeds): a statistic of moments over training."""
+    return np.stack([statistic(moment(share)) for share in shares])
+
+
+def over_time(values, **columns):
+    """(shares, seeds) -> share, value, low, high, and the same entry of each further column in all rows."""
+    rows = [(share, *over_seeds(row)) for share, row in zip(shares, values)]
+    return pd.DataFrame(rows, columns=["share", "value", "low", "high"]).assign(**columns)
+
+
+courses = {"agreement of the middle": course(agreement), "gap to the last stage": course(gap)}
+table = pd.concat([over_time(values, curve=name) for name, values in courses.items()])
+title = "SL and SimCLR from the first step to the last"
+charts.lines(table, "share", "value", "curve", log=True, y_title="difference of similarity", title=title)
 
 # %%
-judged = predictions.keep(moments.predictions(study), study.out, "07")
-figures.predictions(judged)
-
-# %%
-table = moments.curves(study)
-outputs = table[~table.layer.str.contains("residual|head")]
-agree = table[table.measure == "normalised CKA"]
-panels = {
-    "SL with SimCLR, post-residual (normalised CKA)": agree[agree.layer.isin(outputs.layer)],
-    "SL with SimCLR, residual (normalised CKA)": agree[agree.layer.str.contains("residual")],
-    "with the classes (CKA)": outputs[outputs.measure == "class CKA"],
-    "between two views (CKA)": outputs[outputs.measure == "view CKA"],
-}
-course = pd.concat([rows.assign(panel=panel) for panel, rows in panels.items()])
-course["pair"] = ["sl-simclr" if "and" in of else palette.objective(of) for of in course.of]
-plan = {n: moments.schedule(moments.steps(study, f"{n}-0")) for n in ("sl", "simclr")}
-said = {s: f"{figures.percent(s)}: step {plan['sl'][s]} in SL, {plan['simclr'][s]} in SimCLR" for s in moments.moments(study)}
-course = course.assign(said=course.share.map(said), network=course.of).drop(columns="of")
-charts.timeline(
-    course, "value", color="pair", step="share", panel="panel", says="said", y_title="CKA", domain=(0, 1.2),
-    title="From the first step to the last: move the slider",
+early = min(shares, key=lambda share: abs(share - 0.1))
+values = [over_seeds(values[k]) for values in courses.values() for k in (shares.index(early), -1)]
+charts.sentence(
+    f"Beyond untrained networks, the middle layers of SL and SimCLR agree by {{}} after {charts.percent(early)} of training and by {{}} at its end; "
+    "stage 4 falls behind stage 3 by {} and by {}.",
+    *values,
 )
 
 # %% [markdown]
-# *How to read it.* The slider below the figure chooses a moment; it works in JupyterLab, in the report and in any page without a
-# kernel, and a picture shows the end. One line is one network or pair with its 95 % interval; thin grey is the initialisation.
-# Normalised CKA is 1 before the first step by construction: two networks that no objective has touched differ as two seeds do.
-# So the upper panels start at 1 and may go either way (above 1 two objectives are more alike than two seeds of one at that moment),
-# and *agreement is formed* when the curve stays near its final value.
+# *How to read the figure.* The agreement is 0 where SL resembles SimCLR no more than it resembles untrained networks, and the gap is 0 where SL and SimCLR are
+# as similar at the end of stage 4 as at the end of stage 3. Both are 0 before the first step, so that whatever a line shows, training made. The axis is
+# logarithmic; bands are 95 % intervals over seeds.
 #
-# ## What was expected, before any result
+# ## A similarity that begins at zero
 #
-# | | prediction | because | refuted if |
-# |---|---|---|---|
-# | 7.1 | the agreement of middle layers is formed within the first tenth of training | alignment between networks is reported to form in the first epoch (Kapoor et al. 2025) | normalised CKA of middle post-residual layers still moves by more than 10 % of its final value later on |
-# | 7.2 | the last layers begin to diverge only after it | what is specific to an objective is at the end of the network, and refined late | the pool falls 0.05 behind the middle earlier |
-# | 7.3 | in SL class information comes before invariance | it is asked for classes; invariance follows, as far as classes need it | view-CKA at the pool has half of its gain first |
-# | 7.4 | in SimCLR class information comes after invariance | it is asked for invariance; classes follow | class information has half of its gain first |
-# | 7.5 | colour comes before shape (embedded images) | the simplest cue is learnt first | shape has half of its gain first |
+# [Chapter 02](02_layerwise_comparison.ipynb) divides CKA by what seeds share. Seed by seed, with $t$ a moment of training,
 #
-# The answers are computed in [`repsim/moments.py`](../repsim/moments.py). With $v(t)$ a curve over the share of training $t$,
+# $$c_{AB,i}(t) = \operatorname*{mean}_{j \ne i} \tfrac12 \left[\mathrm{CKA}(A_i, B_j) + \mathrm{CKA}(A_j, B_i)\right], \qquad
+# \rho_{AB,i}(t) = \frac{c_{AB,i}}{\sqrt{c_{AA,i}\, c_{BB,i}}}.$$
 #
-# $$t_{1/2} = \min\{t : v(t) \ge \tfrac12 (v(0) + v(1))\}, \qquad
-# t_{\mathrm{settled}} = \min\{t : |v(u) - v(1)| \le 0.1\,|v(1)| \text{ for all } u \ge t\},$$
+# Before the first step, networks differ in their seeds alone: $\rho = 1$ for every pair of objectives, by construction. A curve of $\rho$ over training
+# therefore shows how similarity *decays*. What training builds is the difference from untrained networks $U$, which begins at 0:
 #
-# interpolated in $\log t$ between the moments that were kept. A time's interval is where the bounds of the curve's own 95 %
-# interval get there. Of two times the ratio is judged, and it is open where their intervals overlap, or where a curve gains
-# too little (0.05) to have a half.
+# $$a_i(t) = \operatorname*{mean}_{l \,\in\, \text{stages 2, 3}} \left[\rho_{\mathrm{SL},\mathrm{SC},i}(l, t) - \rho_{\mathrm{SL},U,i}(l, t)\right], \qquad
+# d_i(t) = \rho_{\mathrm{SL},\mathrm{SC},i}(m, t) - \rho_{\mathrm{SL},\mathrm{SC},i}(e, t),$$
 #
-# **Moments and what is shared.** Weights are kept at a logarithmic schedule while a network is trained, which changes nothing of
-# it. SL and SimCLR are compared at the same *share* of their training, to the nearest whole step. By then they have seen other
-# numbers of images (and SimCLR two views of each):
+# with $l$ the outputs of blocks, $m$ the last block of stage 3 and $e$ that of stage 4. The figure shows $\rho$ itself, block by block. Choose a moment below it.
 
 # %%
-seen = table[table.measure == "class CKA"].drop_duplicates(["share", "step"])
+pairs = [("sl", "simclr"), ("sl", "untrained"), ("simclr", "untrained")]
 rows = [
-    {"share of training": figures.percent(share)}
-    | {
-        f"{title}: step (epoch), images": f"{r.step:.0f} ({r.epoch:.2g}), {r.images_seen:,.0f}"
-        for name, title in (("sl-0", "SL"), ("simclr-0", "SimCLR"))
-        for r in table[(table.of == name) & (table.share == share) & (table.measure == "class CKA")].head(1).itertuples()
-    }
-    for share in moments.moments(study)
+    (share, block, "-".join(pair), *over_seeds(rho(*pair, block, same_share(share))))
+    for share, block, pair in itertools.product(shares, blocks, pairs)
 ]
-figures.markdown(pd.DataFrame(rows))
+charts.lines(
+    pd.DataFrame(rows, columns=["share", "layer", "pair", "value", "low", "high"]).rename(
+        columns={"share": "% of training"}
+    ),
+    y="value",
+    slider="% of training",
+    y_title="similarity relative to seeds",
+    rules={"as two seeds": 1.0},
+    title="Every block, moment by moment",
+)
 
 # %% [markdown]
-# **Batch norm.** The running averages of the first steps belong to older weights, so that a network evaluated with them would be none
-# that ever was. Every moment, and the end as well, is evaluated with statistics measured over training images. Numbers at the
-# end therefore differ a little from those of 02 to 04 for the same study, whose networks keep their running averages.
-
-# %%
-figures.forest(judged, title="What each answer rests on", marks=figures.PREDICTED)
-
-# %% [markdown]
-# *How to read it.* As in [02](02_layerwise_comparison.ipynb): a row is one network or pair; its interval has to lie within the shaded
-# side. Times are shares of training; a comparison of two times is the logarithm of their ratio, 1 being ten times later. A row
-# without a mark has no such time: something gained too little to have a half. The times themselves, as shares of training:
-
-# %%
-def told(t):
-    percent = figures.percent
-    return f"{percent(t.value)} ({percent(t.low)} to {percent(t.high)})" if t.value == t.value else "none"
-
-
-times = pd.DataFrame([(of, what, told(t)) for (of, what), t in moments.times(study).items()], columns=["of", "what", "time"])
-for kind in (times.of.str.contains("and"), ~times.of.str.contains("and")):
-    if kind.any():
-        display(figures.markdown(times[kind].pivot(index="of", columns="what", values="time").reset_index()))
-
-# %% [markdown]
-# A pair's agreement is formed when it has settled; it diverges when the pool is 0.05 behind the middle. A network's times are
-# those of half of a gain at the pool.
+# *How to read it.* Thin grey is the beginning, where all lines lie at 1. A line that sinks says that training drew the two apart; where SL's line with SimCLR
+# stays above its line with untrained networks, the two objectives moved in the same direction.
 #
-# ## When does agreement form, and when does divergence begin?
-#
-# The baseline is the start itself: normalised CKA of 1. Lines go by depth, residual and post-residual layers apart.
+# **One row of numbers per layer.** Weights on the way are large, and not all networks have to be at hand at once. So each network leaves the Gram matrices of its
+# blocks at each moment. With U-centring (Székely and Rizzo 2014) unbiased CKA is a plain cosine: HSIC averaged over batches of one size is
+# the inner product of the rows that `centred_row` makes, all batches one after the other. Batches of 64 images take half the space of
+# batches of 128 and estimate the same quantity. The cosine is the number that the other chapters use:
 
 # %%
-agreement = moments.agreement(study)
-pairs = claims.pairs(study.seeds)
-if pairs:
-    display(
-        figures.over_time(
-            agreement.assign(panel=[f"{kind} layers, {of}" for kind, of in zip(agreement.kind, agreement.of)]),
-            "panel", "group", y_title="normalised CKA", title="SL with SimCLR, relative to seeds at the same moment",
-            columns=2, domain=(0, 1.4), scheme="viridis",
-        )
+x, y = (torch.randn(192, 32, generator=store.generator("moments", i)) for i in (0, 1))
+rows = [torch.cat([centred_row(part) for part in features.split(64)]).half().double() for features in (x, x + y)]
+compared = cka.compare(features={"x": x, "y": x + y}, batch_size=64)
+assert np.isclose(F.cosine_similarity(*rows, dim=0), compared.matrix("x", "y").iloc[0, 0], atol=1e-3)
+print("The cosine of two rows in float16 is unbiased minibatch CKA.")
+
+# %% [markdown]
+# **Batch norm.** The running averages of the first steps belong to older weights. Every moment, the end and the untrained networks are evaluated with
+# statistics measured over the first 1,024 training images; numbers at the end differ a little from those of other chapters.
+#
+# ## The same share, or the same number of images?
+#
+# SL and SimCLR train for different numbers of epochs. The figures compare them at the same share of their own training, at which they have seen different
+# numbers of images (SimCLR two views of each):
+
+# %%
+seen = {o: np.array([plans[o][share] for share in shares]) * study.settings(f"{o}-0").batch_size for o in TRAINED}
+columns = {"share of training": [charts.percent(share) for share in shares]}
+for objective, images in seen.items():
+    columns[f"{charts.name(objective)}: step"] = [f"{plans[objective][share]:,}" for share in shares]
+    columns[f"{charts.name(objective)}: images"] = [f"{n:,}" for n in images]
+charts.markdown(pd.DataFrame(columns))
+
+# %% [markdown]
+# If the number of images is what counts, SL has to be set against SimCLR's snapshot that has seen as many of them, to the nearest that there is:
+
+
+# %%
+def same_images(share):
+    """SL after this share of its training, and SimCLR at the share at which it has seen the number of images nearest to SL's, by ratio."""
+    distances = np.abs(np.log(np.maximum(seen["simclr"], 0.5)) - np.log(max(seen["sl"][shares.index(share)], 0.5)))
+    return same_share(share) | {"simclr": shares[int(distances.argmin())]}
+
+
+cells |= both_ways(study.table("moments-by-images", functools.partial(similarity, same_images), networks))
+ways = {"at the same share of training": same_share, "after the same number of images": same_images}
+table = pd.concat([over_time(course(agreement, moment), way=way) for way, moment in ways.items()])
+title = "Agreement over the course of SL"
+charts.lines(table, "share", "value", "way", log=True, y_title="agreement of the middle", title=title)
+
+# %% [markdown]
+# *How to read it.* Where the lines coincide, it does not matter how the two trainings are set side by side. At the right end SL is complete and SimCLR,
+# in the second line, still has most of its epochs ahead.
+#
+# ## What a time is
+#
+# The half time of a curve is the share of training at which it first reaches half of its final value, on straight lines over the logarithm of the share. A curve that
+# ends at or below 0 has none.
+
+
+# %%
+def crossing(shares, values, level):
+    """The share of training at which a curve first reaches `level`; NaN if it never does, or is undefined somewhere.
+
+    Between moments it is straight over log(share); the initialisation stands at half of the first share after it.
+    """
+    shares, values = np.asarray(shares, dtype=float), np.asarray(values, dtype=float)
+    place = np.log(np.where(shares > 0, shares, shares[shares > 0].min() / 2))
+    reached = np.flatnonzero(values >= level)
+    if len(reached) == 0 or not np.isfinite(values).all():
+        return np.nan
+    k = reached[0]
+    if k == 0:
+        return np.exp(place[0])
+    return np.exp(np.interp(level, values[k - 1 : k + 1], place[k - 1 : k + 1]))
+
+
+def half_times(values):
+    """(shares, seeds) -> (seeds,): when each seed's curve first reaches half of its final value; NaN without a gain."""
+    return np.array([crossing(shares, curve, curve[-1] / 2) if curve[-1] > 0 else np.nan for curve in values.T])
+
+
+synthetic = crossing([0.0, 0.01, 0.1, 1.0], [0.0, 0.1, 0.3, 0.4], level=0.2)
+assert np.isclose(synthetic, 0.01 * 10**0.5)
+print(
+    f"0.1 after 1 % of training and 0.3 after 10 %: the curve passes 0.2 at {100 * synthetic:.1f} %, halfway on the logarithmic axis."
+)
+
+# %% [markdown]
+# Each seed has its own curve (its mean over all other seeds) and its own time. Times spread over factors rather than over differences, so that their mean and
+# interval are taken of log10, with Student's t over seeds.
+#
+# ## Classes and views
+#
+# Two readings at $m$ and at $e$, as in [chapter 03](03_divergence.ipynb), on fewer images: the class reading $y$ is the cross-entropy of a linear probe, the view reading
+# $q$ is SimCLR's own loss of a fitted linear projection, both in nats on test images. Each is shown as a gain over the untrained network of the same seed.
+
+# %%
+FIT, TEST = 2000, 2000  # training and validation images that readings are fitted to, and test images, at most
+
+
+@functools.cache
+def augmented():
+    """Two views of each training image, and two of each test image."""
+    images = {"train": study.images.train.images[:FIT], "test": study.images.test.images[:TEST]}
+    pairs = itertools.product(images, study.views)
+    return [study.views[view](images[split], store.generator("moments", split, view)) for split, view in pairs]
+
+
+def readings(name):
+    """share, measure ("classes", "views", "views of a class"), layer, value in nats: what cannot be read out of a network."""
+    parts = [
+        study.images.train.take(slice(FIT)),
+        study.images.validation.take(slice(FIT)),
+        study.images.test.take(slice(TEST)),
+    ]
+    batch, rows = min(128, len(parts[0]), len(parts[2])), []
+    for share in shares_of(name):
+        read = functools.partial(taps.pooled, study.snapshot(name, share), layers=[m, e])
+        known = [value for part in parts for value in (read(part.images), part.labels)]
+        probe = probes.linear_probe(*known, classes=len(study.summary.classes))
+        views, temperature = [read(images) for images in augmented()], study.settings("simclr-0").temperature
+        fitted = probes.fitted_nt_xent(*views, parts[2].labels, batch=batch, temperature=temperature, steps=150)
+        losses = {"classes": probe.loss, "views": fitted.mixed, "views of a class": fitted.of_a_class}
+        rows += [(share, measure, layer, loss[layer].mean()) for measure, loss in losses.items() for layer in (m, e)]
+    return pd.DataFrame(rows, columns=["share", "measure", "layer", "value"])
+
+
+nats = {}
+for name in networks:
+    table = study.table(f"moments-{name}", functools.partial(readings, name), [name])
+    nats |= {(name, *row[:3]): row[3] for row in table.itertuples(index=False)}
+
+
+def gain(measure, objective, layer):
+    """(shares, seeds): by how many nats each network reads better than the untrained network of its seed."""
+    return np.array(
+        [
+            [nats[f"untrained-{i}", 1.0, measure, layer] - nats[f"{objective}-{i}", s, measure, layer] for i in seeds]
+            for s in shares
+        ]
     )
 
-# %%
-display(figures.describe(judged[0], figures.PREDICTED), figures.describe(judged[1], figures.PREDICTED))
+
+gains = [
+    over_time(gain(what, objective, layer), objective=objective, images=seen[objective], layer=layer).assign(
+        reading=f"{what}, end of stage {layer[5]}"
+    )
+    for what, layer, objective in itertools.product(("classes", "views"), (m, e), ("sl", "simclr"))
+]
+look = {
+    "y": "value",
+    "color": "objective",
+    "panel": "reading",
+    "log": True,
+    "shared": False,
+    "y_title": "nats better than untrained",
+}
+charts.lines(pd.concat(gains), "share", title="What SL and SimCLR come to know of classes and views", **look)
 
 # %% [markdown]
-# The raw numbers behind it: CKA across objectives and between two seeds of each. Networks are alike before they learn, because
-# their input is; what training does to that likeness is the shape of these lines.
+# *How to read it.* 0: no better than an untrained network. A line that first falls loses something that random features offer before it learns. The same
+# gains at the end of stage 4, by the number of images that each network has seen:
 
 # %%
-raw = table[(table.measure == "CKA") & table.layer.isin(moments.read_layers(agree.layer.unique()))] if pairs else table[:0]
-if pairs:
-    raw = raw.assign(comparison=[palette.comparison(*of.split(" and ")) for of in raw.of])
-    display(figures.over_time(raw, "layer", "comparison", y_title="CKA", title="CKA at the ends of stages and the pool", domain=(0, 1)))
+at_the_end = pd.concat(gains).query("layer == @e").rename(columns={"images": "images seen"})
+charts.lines(at_the_end, "images seen", title="The same by the number of images", **look)
 
 # %% [markdown]
-# ## Class information, before or after invariance?
+# ## What was predicted
 #
-# Each network's way through the plane of the two: to the right the geometry is more about classes, upwards it ignores the
-# augmentations more. A way that goes right first and then up learns classes first.
+# Written down before any of these networks was compared ([preregistration](../docs/preregistration.md)). A prediction is *confirmed* if its interval lies beyond
+# the threshold, *refuted* if it lies wholly on the other side, otherwise *open*. None is judged with fewer than four seeds, or where the linear probe of SL or
+# SimCLR at the pool is less than 0.10 above raw pixels or untrained networks. The half times, as shares of training:
 
 # %%
-wide = table[table.measure.isin(["class CKA", "view CKA"])].pivot_table(
-    index=["of", "layer", "share"], columns="measure", values="value", sort=False
-).reset_index()
-layers = moments.read_layers(agree.layer.unique() if pairs else wide.layer.unique())
-plane = wide[wide.layer.isin(layers)].rename(columns={"of": "network", "class CKA": "classes", "view CKA": "views"})
-plane = plane.assign(position=[layers.index(l) for l in plane.layer])
-figures.courses(
-    plane, "classes", "views", x_title="CKA with the classes", y_title="CKA between views",
-    title="Classes and invariance, moment by moment (points grow with time)",
+times = {name: half_times(values) for name, values in courses.items()}
+times |= {
+    f"SimCLR's {measure}": half_times(gain(measure, "simclr", e))
+    for measure in ("views", "classes", "views of a class")
+}
+
+
+def told(times):
+    """Half times (seeds,) as text: the geometric mean, with its interval if there is one, in percent of training."""
+    mean, low, high = (100 * 10**x for x in over_seeds(np.log10(times)))
+    interval = f" [{low:.2g}, {high:.2g}]" if np.isfinite([low, high]).all() else ""
+    return f"{mean:.2g} %{interval}" if np.isfinite(mean) else "no defined share"
+
+
+rows = [(name, *(f"{100 * t:.2g} %" if np.isfinite(t) else "none" for t in of), told(of)) for name, of in times.items()]
+charts.markdown(pd.DataFrame(rows, columns=["half time", *(f"seed {i}" for i in seeds), "all seeds"]))
+
+# %% [markdown]
+# *Views of a class* is the view reading in batches of images of one class, where knowing the class does not help ([04](04_implicit_objective.ipynb)); it is
+# shown beside the others and decides nothing.
+
+# %%
+PREDICTIONS = {
+    "7.1": (
+        "agreement forms early",
+        "alignment was seen to form in the first epoch (Kapoor et al. 2025)",
+        "a short joint phase suffices for a common trunk",
+    ),
+    "7.2": (
+        "the last stage parts after the middle agrees",
+        "something has to be learnt before it can differ",
+        "late layers can be specialised late",
+    ),
+    "7.3": ("SimCLR learns views before classes", "its loss asks for views", "early stopping favours view information"),
+}
+OUTCOMES = {
+    claims.SUPPORTED: "confirmed",
+    claims.CONTRADICTED: "refuted",
+    claims.UNDECIDED: "open",
+    claims.NOT_JUDGED: "not judged",
+}
+
+
+def later(statement, first, second):
+    """The part that the second half time (seeds,) is later than the first: log10 of their ratio, seed by seed, above 0."""
+    ratio = replicates(np.log10(second / first))
+    return claims.part(statement, ratio, len(first), above=0.0, unit="log10 of the ratio", scaled=1 + ratio)
+
+
+def judge(times, reason=""):
+    """The predictions as claims; `reason` says why they are not judged."""
+    agree, depart, views, classes, _ = times.values()
+    share = replicates(np.log10(agree))
+    parts = {
+        "7.1": claims.part(
+            "half time of the agreement", share, len(agree), below=-1.0, unit="log10 of the share of training"
+        ),
+        "7.2": later("half time of the gap over that of the agreement", agree, depart),
+        "7.3": later("half time of the class reading over that of the view reading", views, classes),
+    }
+    sentences = {
+        "7.1": f"The agreement of middle layers reaches half of its final value at {told(agree)} of training.",
+        "7.2": f"The gap to the last stage reaches half of its final value at {told(depart)} of training, the agreement at {told(agree)}.",
+        "7.3": f"At the end of SimCLR's stage 4 the view reading has half of its gain at {told(views)} of training, the class reading at {told(classes)}.",
+    }
+    return [claims.Claim(i, PREDICTIONS[i][0], (parts[i],), sentences[i], gate=reason) for i in PREDICTIONS]
+
+
+answers = judge(times, study.gate())
+study.keep(
+    "07",
+    [
+        a.to_dict() | {"verdict": OUTCOMES[a.verdict], "why": PREDICTIONS[a.id][1], "meaning": PREDICTIONS[a.id][2]}
+        for a in answers
+    ],
+)
+rows = [
+    (a.id, *PREDICTIONS[a.id], a.sentence, f"**{OUTCOMES[a.verdict]}**" + f" ({a.reason})" * bool(a.reason))
+    for a in answers
+]
+charts.markdown(
+    pd.DataFrame(
+        rows, columns=["", "prediction", "because", "if so, for a designer of auxiliary tasks", "effect", "outcome"]
+    )
 )
 
 # %% [markdown]
-# The same with what a reader gets out: a linear classifier, nearest neighbours, and SimCLR's own loss fitted on frozen features (lower
-# is better), at the pool. They are fitted to few images here, so their level is below what the same networks
-# would give with all of them.
+# <details><summary>Every part of the predictions with its interval and threshold</summary>
 
 # %%
-read = table[table.measure.isin(["class CKA", "view CKA", "linear probe", "10-NN", "NT-Xent"]) & (table.layer == "pool")]
-read = read.assign(objective=[palette.objective(of) for of in read.of])
-figures.over_time(read, "measure", "objective", y_title="at the pool", title="What the pool holds over training")
-
-# %%
-display(figures.describe(judged[2], figures.PREDICTED), figures.describe(judged[3], figures.PREDICTED))
+parts = claims.parts(answers)
+charts.forest(parts.assign(label=parts.label.map(OUTCOMES)), title="7.1 to 7.3, part by part")
 
 # %% [markdown]
-# ## Which factors come first, and which are given up?
+# </details>
 #
-# The embedded images are made of known factors. A ridge regression reads each from the pool ($R^2$; accuracy for texture and
-# shape). What falls was there in random features and is given up; what rises is learnt. Where a study's own images have no
-# known factors, the published run on the embedded ones is shown.
-
-# %%
-embedded = publish.factored(study)
-factors = moments.curves(embedded)
-factors = factors[factors.measure.str.startswith("factor ") & (factors.layer == "pool")]
-factors = factors.assign(
-    objective=[palette.objective(of) for of in factors.of], factor=factors.measure.str.removeprefix("factor ").str.replace("_", " ")
-)
-display(
-    Markdown(f"**Here:** {embedded.basis()}."),
-    figures.over_time(factors, "factor", "objective", y_title="read out", title="Factors at the pool over training", columns=4),
-)
-
-# %%
-ends = factors[factors.share.isin([0, 1])].groupby(["objective", "factor", "share"], sort=False).value.mean().unstack()
-said = []
-for objective in ("sl", "simclr"):
-    change = (ends.loc[objective][1.0] - ends.loc[objective][0.0]).sort_values()
-    gained = [f"{f} ({c:+.2f})" for f, c in change[::-1].items() if c > claims.EFFECT]
-    lost = [f"{f} ({c:+.2f})" for f, c in change.items() if c < -claims.EFFECT]
-    title = {"sl": "SL", "simclr": "SimCLR"}[objective]
-    said.append(f"**{title}** gains {', '.join(gained) or 'nothing to speak of'}; gives up {', '.join(lost) or 'nothing to speak of'}.")
-colour = moments.predictions(embedded)[4:]
-display(Markdown("\n\n".join(said)), *(figures.describe(c, figures.PREDICTED) for c in colour))
-
-# %% [markdown]
 # ## What we found, and what would change our mind
 
 # %%
-Markdown("\n".join(f"- **{c.id}**, {c.statement}: **{predictions.outcome(c)}**." for c in judged))
+counts = [f"{sum(OUTCOMES[a.verdict] == word for a in answers)} {word}" for word in OUTCOMES.values()]
+half = {o: f"step {n * 10 ** np.log10(times['agreement of the middle']).mean():.0f} of {n:,}" for o, n in steps.items()}
+where = (
+    f" Half of the agreement is there at {half['sl']} in SL and {half['simclr']} in SimCLR."
+    if "nan" not in half["sl"]
+    else ""
+)
+charts.markdown(
+    f"Of {len(answers)} predictions: {', '.join(counts)}.{where} *This run:* {study.basis()}. {study.learnt()}"
+)
 
 # %% [markdown]
-# A few moments of a few short runs: times are known to about the distance of two moments, a factor of two. The learning rate
-# rises over the first tenth of training and falls to zero at its end, and both leave their mark on *when*: another schedule
-# would move times without changing what a network ends as. The order of two times in one network is safer than a time by
-# itself. "Share of training" is a choice: by images seen, SimCLR's moments lie later.
+# A half time is known to about the distance of two snapshots, a factor of two in the second half of the axis and of three in the first; the order of two times in
+# one network is safer than a time by itself. The learning rate rises over the first tenth of training and falls to zero at its end, and both leave
+# their mark on *when*: another schedule would move times without changing what a network ends as. A half time is relative to the end: networks that go on
+# improving have a later one. If the order of two times turned round with another schedule or with twice the epochs, that would change our mind.
 #
-# Next: [08 Auxiliary tasks](08_auxiliary_tasks.ipynb) · Overview: [00](00_overview.ipynb)
+# Previous: [06 Between the objectives](06_between_the_objectives.ipynb) · Next: [08 Auxiliary tasks](08_auxiliary_tasks.ipynb) · Overview: [00](00_overview.ipynb)
 #
-# **References.** Kapoor et al. (2025), on alignment in the first epoch; Raghu et al. (2017), *SVCCA*, on layers that converge bottom-up;
-# Kornblith et al. (2019); Chen et al. (2020); Grigg et al. (2021), arXiv 2110.00528.
-
-# %% [markdown]
-# ---
-# How the numbers are made, and versions, parameters and time of this execution:
+# **References.** Kapoor et al. (2025), on alignment in the first epoch. Raghu et al. (2017), *SVCCA*, on layers that converge bottom-up. Székely and Rizzo (2014),
+# *Partial distance correlation with methods for dissimilarities*. Kornblith et al. (2019). Chen et al. (2020). Grigg et al. (2021), arXiv 2110.00528.
 
 # %%
-display(figures.markdown(moments.protocol(study)), figures.markdown(study.colophon()))
+charts.markdown(study.protocol(networks))
+
+# %%
+charts.markdown(study.colophon())

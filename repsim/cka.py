@@ -2,37 +2,47 @@
 
 Whatever can be compared is a stream of Gram matrices over the same images: a layer of any network, the same layer under an
 augmented view, the labels, the pixels, features from elsewhere. Each batch gives one Gram a source, made inside the forward
-hook, and the HSIC of every pair at once (`repsim.grams`). Minibatch CKA (Nguyen, Raghu and Kornblith 2021) averages HSIC
-over batches and takes the ratio HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) LAST (`repsim.comparison`).
+hook, and the HSIC of every pair at once. Minibatch CKA (Nguyen, Raghu and Kornblith 2021) averages HSIC over batches and
+takes the ratio HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) LAST (`repsim.comparison`).
+
+With the U-centred Grams of m images (Szekely and Rizzo 2014) as the rows of a matrix,
+
+    HSIC_1(K, L) = <U(K), U(L)> / (m (m - 3))        (unbiased: Song et al. 2012)
+
+of all pairs is that matrix times its transpose. Grams are made in float32, everything after that in float64. U-centring
+cancels the features' mean exactly, but only in exact arithmetic. So K is made from the features as they are, and how much
+of it survives the centring is read off K; where that is too little, the features are centred first and the source is
+remembered: only such sources pay for centring.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from functools import partial
 
+import numpy as np
 import torch
-import torch.distributed as dist
+from scipy.special import fdtrc
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
 from tqdm import tqdm
 
-from repsim import allocator, grams, store
-from repsim.comparison import Comparison
-from repsim.taps import network_input, resolve, tapped
+from repsim import store
+from repsim.comparison import Comparison, Source
+from repsim.inputs import Inputs, as_features, as_labels, as_tensor, batches, check_order, network_input, rows
+from repsim.taps import Layers, Reduction, Tap, run, survey, tapped, tune_allocator
 
 ESTIMATORS = ("unbiased", "biased")
+VARIANTS = (*ESTIMATORS, "rbf", "trimmed")  # what one pass of `compare` can give
 KERNELS = ("linear", "rbf")
-IMAGE_KEYS = ("image", "images", "pixel_values", "x", "input")
-LABEL_KEYS = ("label", "labels", "y", "target")
 
 
 def cka(x: Tensor, y: Tensor, *, estimator: str = "unbiased", kernel: str = "linear", threshold: float = 1.0) -> float:
     """CKA of two representations of the same n images, in float64.
 
     Args:
-        x, y: features (n, p) and (n, q); further dimensions are flattened.
+        x, y: features (n, p) and (n, q), tensors or arrays; further dimensions are flattened.
         estimator: "unbiased" (HSIC_1: about 0 for independent features, may be slightly negative, at most 1), or "biased"
             (HSIC_0 of Kornblith et al. 2019, in [0, 1]; for independent noise near sqrt(pq / ((n + p)(n + q)))).
         kernel: "linear", or "rbf" with a bandwidth of `threshold` times the median distance (Kornblith et al. 2019).
@@ -41,23 +51,24 @@ def cka(x: Tensor, y: Tensor, *, estimator: str = "unbiased", kernel: str = "lin
         The value; NaN, with a warning, where it is undefined: a representation that is constant over the images.
 
     Raises:
-        TypeError: not tensors. ValueError: different or fewer than 4 rows, NaN or infinity, unknown settings.
+        TypeError: no numbers. ValueError: different or fewer than 4 rows, NaN or infinity, unknown settings.
     """
-    _check_settings((estimator,), kernel, threshold)
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator: expected one of {', '.join(ESTIMATORS)}, got {estimator!r}")
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel: expected one of {', '.join(KERNELS)}, got {kernel!r}")
+    _check_threshold(threshold)
+    x, y = (as_features(value, name, least=4) for name, value in (("x", x), ("y", y)))
     for name, value in (("x", x), ("y", y)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: expected a tensor of shape (n, p), got {type(value).__name__}")
-        if value.ndim < 2 or len(value) < 4:
-            raise ValueError(f"{name}: expected shape (n, p) with n >= 4, got {tuple(value.shape)}")
-        if not torch.isfinite(value).all():
-            raise ValueError(f"{name}: expected finite values, got NaN or infinity; leave such rows out")
+        if value.ndim < 2:
+            raise ValueError(f"{name}: expected shape (n, p), got {tuple(value.shape)}; {name}[:, None] is one feature")
     if len(x) != len(y):
         raise ValueError(f"x, y: expected features of the same images, got {len(x)} and {len(y)} rows")
     centred = []
     for value in (x, y):
-        gram, raw = grams.centred_gram(grams.flat(grams.exact(value.detach())))
-        varies = gram.trace() > grams.tolerance(value.dtype) * raw
-        centred.append(grams.centre(grams.kernel_of(gram, kernel, threshold), estimator) * varies)
+        gram, raw = centred_gram(flat(exact(value)))
+        varies = gram.trace() > tolerance(value.dtype) * raw
+        centred.append(centre(rbf(gram, threshold) if kernel == "rbf" else gram, estimator) * varies)
     k, l = centred[0], centred[1].to(centred[0].device)
     k, l = (gram / gram.norm().clamp_min(1e-300) for gram in (k, l))
     norms = (k * k).sum() * (l * l).sum()
@@ -69,21 +80,24 @@ def cka(x: Tensor, y: Tensor, *, estimator: str = "unbiased", kernel: str = "lin
 
 @torch.no_grad()
 def compare(
-    models: Mapping[str, nn.Module],
-    images: Tensor | Iterable,
+    models: Mapping[str, nn.Module] | None = None,
+    images: Tensor | Iterable | None = None,
     *,
     labels: Tensor | bool | None = None,
     views: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]] | None = None,
-    features: Mapping[str, Tensor] | None = None,
+    features: Mapping[str, Tensor | Mapping[str, Tensor]] | None = None,
+    ids: Mapping[str, Sequence] | None = None,
     pixels: bool = False,
-    layers: Sequence[str] | Mapping[str, Sequence[str] | Mapping[str, str]] | None = None,
+    layers: Layers | Mapping[str, Layers] = None,
+    reduction: Reduction | Mapping[str, Reduction] = "none",
+    channels: int | Mapping[str, int] | None = None,
     estimators: Sequence[str] = ("unbiased",),
-    kernel: str = "linear",
     threshold: float = 1.0,
+    leave_out: Tensor | Sequence[int] | None = None,
     batch_size: int = 128,
     folds: int = 20,
-    transform: Callable[[Tensor], Tensor] | Mapping[str, Callable[[Tensor], Tensor]] | None = None,
-    input_key: str | None = None,
+    transform: Callable[[Inputs], Inputs] | Mapping[str, Callable[[Inputs], Inputs]] | None = None,
+    input_key: str | Sequence[str] | None = None,
     autocast: torch.dtype | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -92,27 +106,33 @@ def compare(
 
     Every network sees a batch before the next one is read: two orders of the images cannot get mixed up. Memory is flat in
     their number: one batch, one layer's activations, a Gram (batch, batch) a source and `folds` matrices (sources,
-    sources). Under torch.distributed each of W ranks takes every W-th batch, and all return the same result.
+    sources). Only images of one batch are compared with each other. So the order must be random: where it is that of the
+    classes (an ImageFolder without shuffle), what distinguishes classes is never seen, and a warning says so. Layers are
+    tried on three images first.
 
     Args:
-        models: name -> network, used on its device in eval mode and left as it was found.
-        images: uint8 (n, 3, h, w), brought into the study's scale, or float, given as they are; or a loader (any
-            iterable) of tensors, (x, y) pairs or dicts, read once. A tensor is cut into nearly equal batches of at most
-            `batch_size`; `batch_size=n` gives the exact value of the full sample. A loader's batches are taken as they
-            come, but fewer than 4 images are joined to the batch before.
-        labels: classes (n,), or a row of numbers an image (n, c): the stream "labels". None takes them from a loader that
-            has them, False leaves them out.
+        models: name -> network, used on its device in eval mode and left as it was. Without any, features are compared.
+        images: uint8 (n, 3, h, w) or (n, 1, h, w), brought into the study's scale, or float, given as they are; or a loader
+            (any iterable) of tensors, (x, y) pairs or dicts, read once (`repsim.inputs.batches`). A tensor is cut into
+            nearly equal batches of at most `batch_size`; `batch_size=n` gives the exact value of the full sample. A loader's
+            batches are taken as they come, but fewer than 4 images are joined to the batch before.
+        labels: whole numbers (n,), the classes, or a row of numbers an image (n, c): the stream "labels". None takes them
+            from a loader that has them, False leaves them out.
         views: name -> function of (images, generator), called once a batch, its result given to every network: the
             streams "network@view". The generator depends on `seed`, view and batch only.
-        features: name -> (n, p), a stream each; beside a loader in its order, which must not be shuffled.
+        features: name -> (n, p), a stream each, or name -> {layer: (n, p)}; beside a loader in its order, which has to be
+            that of its data set (the order of an IterableDataset cannot be checked).
+        ids: names of features, or "images", -> n names of the images, which have to be the same in the same order.
         pixels: add the stream "pixels".
-        layers: None, the study's layers; names or module paths for all networks; or a mapping from every network to
-            those, or to {name: module path}. See `repsim.taps.resolve`.
-        estimators: any of "unbiased", "biased".
-        kernel, threshold: as for `cka`. The RBF bandwidth is each batch's own; labels (n,) are compared by equality.
+        layers: None, the study's layers; "all", names, module paths, patterns or types for all networks; or a mapping from
+            every network to those, or to {name: module path}. See `repsim.taps.resolve`.
+        reduction, channels: "none" compares whole activation maps; else as for `repsim.taps.pooled`.
+        estimators: "unbiased", "biased"; "rbf", which is unbiased with an RBF kernel, whose bandwidth, `threshold` times the
+            median distance, is each batch's own (classes are compared by equality); "trimmed", unbiased without the images
+            `leave_out`, positions in the order of the pass.
         folds: batch i belongs to fold i % folds; intervals come from leaving out each fold in turn.
         transform: makes a network's input of a batch, for all networks or by name; views are given as they are.
-        input_key: where the images are in a loader's dicts; otherwise image, images, pixel_values, x or input.
+        input_key: where the images are in a loader's dicts, see `repsim.inputs.batches`.
         autocast: a dtype (torch.bfloat16) in which the networks run under torch.autocast. Grams stay in float32.
 
     Returns:
@@ -120,199 +140,413 @@ def compare(
 
     Raises:
         ValueError, TypeError: an argument that cannot be used; fewer than 4 images; NaN or infinite activations (network,
-            layer and batch are named); a layer that is unknown, never called, or called twice in a forward pass.
+            layer and batch are named); layers that are unknown, never called, or called twice in a forward pass.
     """
-    _check_settings(estimators, kernel, threshold)
-    paths = _check_sources(models, layers, views, features, transform, batch_size, folds)
-    views, features = dict(views or {}), dict(features or {})
+    models, views, rows_of = dict(_mapping(models, "models")), dict(_mapping(views, "views")), _rows(features)
+    streams = dict.fromkeys(stream for stream, _ in rows_of)
+    _check(models, views, streams, layers, transform, batch_size, folds, estimators, threshold)
+    _check_ids(_mapping(ids, "ids"), rows_of)
+    if images is None:
+        if models or pixels or not rows_of:
+            raise TypeError("images: expected a tensor or a loader of batches, got None")
+        images = torch.zeros(len(next(iter(rows_of.values()))), 1)
+    if labels is not None and not isinstance(labels, bool):
+        rows_of["labels", "labels"], labels = as_labels(labels), False
+    elif labels and (isinstance(images, Tensor) or hasattr(images, "__array__")):
+        raise ValueError("labels: expected labels beside a tensor of images, got True")
+    if rows_of:
+        check_order(images, ", ".join(dict.fromkeys(stream for stream, _ in rows_of)))
+    dropped = torch.zeros(0, dtype=torch.int64) if leave_out is None else as_tensor(leave_out, "leave_out").cpu()
+    if dropped.is_floating_point() or dropped.ndim != 1 or ("trimmed" in estimators) != (leave_out is not None):
+        raise ValueError("leave_out: expected positions of images (k,), together with the estimator 'trimmed' alone")
     transforms = transform if isinstance(transform, Mapping) else dict.fromkeys(models, transform)
     device = next((p.device for model in models.values() for p in model.parameters()), torch.device("cpu"))
-    exact = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
-    parallel = dist.is_available() and dist.is_initialized()
-    rank, world = (dist.get_rank(), dist.get_world_size()) if parallel else (0, 1)
-    allocator.tune()
+    exact_device = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
+    half = nullcontext() if autocast is None else torch.autocast(device.type, dtype=autocast)
+    tune_allocator()
 
-    def measure(bank: grams.Bank, i: int, x: Tensor, y: Tensor | None, extra: Mapping[str, Tensor]) -> None:
-        bank.open(len(x))
-        x = x.to(device, non_blocking=True)
+    sums: HsicSums | None = None
+    start = 0
+    total = len(images) if isinstance(images, Tensor) or hasattr(images, "__array__") else None
+    pieces = batches(images, batch_size, least=4, input_key=input_key, labels=labels)
+    for i, (x, y) in enumerate(
+        tqdm(pieces, desc="compare", unit="batch", leave=False, disable=None if progress else True)
+    ):
+        stop = start + rows(x)
+        part = _slice(rows_of, start, stop, total)
+        y = part.pop(("labels", "labels"), y)
+        x = _finite(x, start, stop, tensor=bool(views) or pixels)
+        if sums is None:
+            taps = {}
+            for name, model in models.items():
+                wanted = layers[name] if isinstance(layers, Mapping) else layers
+                settings = {"reduction": reduction, "channels": channels, "transform": transforms.get(name)}
+                with half:
+                    taps[name] = survey(model, wanted, x, **settings)
+            sources = [(s, l) for m in models for s in (m, *(f"{m}@{v}" for v in views)) for l in taps[m]]
+            sources += [(s, s) for s in ["labels"] * (y is not None) + ["pixels"] * pixels] + list(part)
+            sums = HsicSums(sources, estimators, folds, exact_device, threshold)
+        keep = None
+        if "trimmed" in estimators:
+            keep = ~torch.isin(torch.arange(start, stop), dropped)
+        sums.begin_batch(stop - start, keep)
+        x = {k: v.to(device) for k, v in x.items()} if isinstance(x, dict) else x.to(device, non_blocking=True)
         for view in (None, *views):
             seen = x if view is None else views[view](x, store.generator(seed, "views", view, i))
             for name, model in models.items():
                 stream = name if view is None else f"{name}@{view}"
                 given = network_input(seen, model, transforms.get(name) if view is None else None)
-                half = nullcontext() if autocast is None else torch.autocast(given.device.type, dtype=autocast)
-                with half, tapped(model, paths[name], lambda layer, out, s=stream: bank.put((s, layer), out)):
-                    model(given)
+                paths = {layer: tap.path for layer, tap in taps[name].items()}
+                with half, tapped(model, paths, partial(_add, sums, stream, taps[name])):
+                    run(model, given)
         if y is not None:
-            (bank.put_classes if y.ndim == 1 else bank.put)(("labels", "labels"), y.to(exact))
+            (sums.add_classes if y.ndim == 1 else sums.add)(("labels", "labels"), y.to(exact_device))
         if pixels:
-            bank.put(("pixels", "pixels"), x.float())
-        for name, rows in extra.items():
-            bank.put((name, name), rows.to(exact))
-        bank.close(i % folds, i)
+            sums.add(("pixels", "pixels"), x.float())
+        for source, values in part.items():
+            sums.add(source, values.to(exact_device))
+        sums.end_batch(i % folds, i)
+        start = stop
+    _slice(rows_of, start, start, start)
+    return _result(sums)
 
-    bank: grams.Bank | None = None
-    failure: Exception | None = None
-    try:
-        batches = _batches(images, labels, features, batch_size, input_key)
-        for i, (x, y, extra) in enumerate(
-            tqdm(batches, desc="compare", unit="batch", leave=False, **({} if progress else {"disable": True}))
-        ):
-            if bank is None:
-                sources = [(s, l) for m in models for s in (m, *(f"{m}@{v}" for v in views)) for l in paths[m]]
-                sources += [(s, s) for s in ["labels"] * (y is not None) + ["pixels"] * pixels + list(features)]
-                bank = grams.Bank(sources, estimators, folds, exact, kernel, threshold)
-            if i % world == rank:
-                measure(bank, i, x, y, extra)
-    except Exception as error:
-        failure = error
-    if parallel:
-        _sum_over_ranks(bank, failure, device)
-    if failure is not None:
-        raise failure
-    used = bank.weights > 0
-    hsic = {estimator: bank.sums[e, used].cpu() for e, estimator in enumerate(bank.estimators)}
-    result = Comparison(tuple(bank.row), hsic, bank.weights[used].cpu(), kernel, threshold)
+
+def _add(sums: HsicSums, stream: str, taps: Mapping[str, Tap], layer: str, output: Tensor) -> None:
+    sums.add((stream, layer), taps[layer].reduce(output))
+
+
+def _result(sums: HsicSums) -> Comparison:
+    """The sums as a Comparison, with a warning of what cannot be relied on."""
+    used = sums.weights > 0
+    hsic = {estimator: sums.sums[e, used].cpu() for e, estimator in enumerate(sums.estimators)}
+    result = Comparison.of(sums.row, hsic, sums.weights[used].cpu())
     if result.undefined:
         names = ", ".join(stream if stream == layer else f"{stream}/{layer}" for stream, layer in result.undefined)
-        warnings.warn(f"compare: undefined (NaN), being constant (self-HSIC not positive): {names}", stacklevel=3)
+        warnings.warn(f"compare: undefined (NaN), being constant (self-HSIC not positive): {names}", stacklevel=4)
+    ordered = [stream for stream, means in sums.means.items() if means.p_value() < 1e-6]
+    if ordered:
+        warnings.warn(
+            f"compare: batches differ in their means far beyond chance ({', '.join(ordered)}): the images seem to be sorted, as "
+            "by class. What distinguishes batches is never compared; put the images into one random order first, such as "
+            "images[torch.randperm(n)], Subset(dataset, torch.randperm(n)) or DataLoader(..., shuffle=True)",
+            stacklevel=4,
+        )
     return result
 
 
-def _sum_over_ranks(bank: grams.Bank | None, failure: Exception | None, device: torch.device) -> None:
-    """Sums of all ranks, on all ranks. Where one has failed all learn of it, so that none waits for ever."""
-    place = device if dist.get_backend() == "nccl" else torch.device("cpu")
-    failed = torch.tensor(float(failure is not None), device=place)
-    dist.all_reduce(failed)
-    if failed and failure is None:
-        raise RuntimeError("compare: expected all ranks to finish, but another one failed; its error says why")
-    if not failed:
-        for name in ("sums", "weights"):
-            total = getattr(bank, name).to(place)
-            dist.all_reduce(total)
-            setattr(bank, name, total)
+def flat(x: Tensor) -> Tensor:
+    """(m, ...) -> (m, p), a view in any dense memory format: a Gram does not care for the order of features."""
+    if x.ndim == 1:
+        return x[:, None]
+    return x.permute(0, *sorted(range(1, x.ndim), key=lambda d: -x.stride(d))).flatten(1)
 
 
-def _batches(
-    images: Tensor | Iterable, labels: Tensor | bool | None, features: dict[str, Tensor], size: int, key: str | None
-) -> Iterator[tuple[Tensor, Tensor | None, dict[str, Tensor]]]:
-    """(images, labels or None, features), each of at least 4 images and finite."""
-    rows = {**({"labels": labels} if isinstance(labels, Tensor) else {}), **features}
-    if isinstance(images, Tensor):
-        if images.ndim < 2 or len(images) < 4:
-            raise ValueError(f"images: expected at least 4, got shape {tuple(images.shape)}")
-        if labels is True:
-            raise ValueError("labels: expected a tensor beside a tensor of images, got True")
-        total = len(images)
-        pieces = ((part, None) for part in images.tensor_split(min(-(-total // size), total // 4)))
-    else:
-        if isinstance(images, (str, bytes, Mapping)) or not isinstance(images, Iterable):
-            raise TypeError(f"images: expected a tensor or a loader of batches, got {type(images).__name__}")
-        sampler = getattr(images, "sampler", None)
-        if isinstance(sampler, DistributedSampler):
+def exact(x: Tensor) -> Tensor:
+    """x in float64; on the CPU where its device has none (MPS)."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """The share of a Gram's trace below which what centring leaves is rounding: the source is constant."""
+    return (16 * torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps) ** 2
+
+
+def centred_gram(x: Tensor, scaled: bool = True) -> tuple[Tensor, Tensor]:
+    """Gram (m, m) of the centred columns of x (m, p), and its trace without centring; float64.
+
+    Takes the columns in parts that fit into the processor's cache: x is read from memory once and never copied whole.
+    `scaled` spends another pass so that squares neither overflow nor vanish in float32, whatever the scale of x.
+    """
+    m = len(x)
+    gram = x.new_zeros(m, m, dtype=torch.float64)
+    offset = gram.new_zeros(())
+    for part in x.split(max(1, (1 << 17 if x.device.type == "cpu" else 1 << 26) // m), dim=1):
+        part = part if part.dtype == torch.float64 else part.float()
+        square = gram.new_ones(())
+        if scaled:
+            scale = torch.stack(part.aminmax()).abs().amax().clamp_min(torch.finfo(part.dtype).tiny)
+            part, square = part / scale, scale.double().square()
+        mean = part.mean(dim=0)
+        part = part - mean
+        gram += (part @ part.T).double() * square
+        offset += (mean @ mean).double() * square
+    return gram, gram.trace() + m * offset
+
+
+def product(x: Tensor) -> Tensor:
+    """x x^T (m, m) of x (m, p), about a fifth faster than `x @ x.T` on the CPU where p is in the thousands.
+
+    Of the mirrored halves only one is computed, and the columns are taken in four parts, which threads share better.
+    """
+    if x.shape[1] < 2048 or x.shape[1] % 4:
+        return x @ x.T
+    parts, half = x.unflatten(1, (4, -1)).transpose(0, 1), len(x) // 2
+    top = torch.bmm(parts[:, :half], parts.mT).sum(dim=0)
+    corner = torch.bmm(parts[:, half:], parts[:, half:].mT).sum(dim=0)
+    return torch.cat([top, torch.cat([top[:, half:].T, corner], dim=1)])
+
+
+def rbf(gram: Tensor, threshold: float) -> Tensor:
+    """exp(-d^2 / (2 threshold^2 median(d^2))) of the features whose linear Gram this is.
+
+    The median is numpy's over all m^2 entries, the zero diagonal included, as in the code of Kornblith et al. 2019.
+    """
+    energy = gram.diagonal()
+    distances = (energy[:, None] + energy[None, :] - 2 * gram).clamp_min_(0).fill_diagonal_(0)
+    ordered = distances.flatten().sort().values
+    median = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+    return torch.where(median > 0, torch.exp(-distances / (2 * threshold**2 * median)), torch.zeros_like(gram))
+
+
+def centre(gram: Tensor, estimator: str) -> Tensor:
+    """U-centred ("unbiased") or doubly centred ("biased") copy of a Gram (m, m), in float64."""
+    m = len(gram)
+    gram = gram.to(torch.float64, copy=True)
+    if estimator == "biased":
+        rows = gram.mean(dim=1)
+        rows -= rows.mean() / 2
+        return gram.sub_(rows[:, None]).sub_(rows[None, :])
+    gram.fill_diagonal_(0)
+    rows = gram.sum(dim=1).div_(m - 2)
+    rows -= rows.sum() / (2 * (m - 1))
+    return gram.sub_(rows[:, None]).sub_(rows[None, :]).fill_diagonal_(0)
+
+
+class BatchMeans:
+    """An F test of whether the means of batches differ by more than chance: between over within variance, of all columns."""
+
+    def __init__(self) -> None:
+        self.batches, self.images, self.sum, self.squares, self.within = 0, 0, 0.0, 0.0, 0.0
+
+    def add(self, x: Tensor) -> None:
+        """A batch of features (m, p), of which at most about a thousand columns are used."""
+        x = x[:, :: max(1, x.shape[1] // 1024)].double()
+        mean = x.mean(0)
+        self.batches, self.images = self.batches + 1, self.images + len(x)
+        self.sum, self.squares = self.sum + len(x) * mean, self.squares + len(x) * (mean @ mean)
+        self.within = self.within + (x - mean).square().sum()
+
+    def p_value(self) -> float:
+        """Of an F test with the degrees of freedom of one column, which is too large for several: 1 if nothing is known."""
+        if self.batches < 2 or self.images <= self.batches:
+            return 1.0
+        squares, within = float(self.squares), float(self.within)
+        between = squares - float(self.sum @ self.sum) / self.images
+        if not between > 1e-10 * (squares + within):  # rounding
+            return 1.0
+        freedom = self.batches - 1, self.images - self.batches
+        return float(fdtrc(*freedom, between / freedom[0] / max(within / freedom[1], 1e-300)))
+
+
+class HsicSums:
+    """The centred Grams of one batch, one row a source, and the HSIC of all pairs summed over the batches of each fold.
+
+    `sums` is float64 (estimators, folds, sources, sources), weighted by images; `weights` (folds,) counts the images, those
+    that "trimmed" leaves out included; `means` has the last layer of every stream of clean images.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        estimators: Sequence[str],
+        folds: int,
+        device: torch.device,
+        threshold: float = 1.0,
+    ):
+        self.row = {source: row for row, source in enumerate(sources)}
+        self.estimators, self.threshold = tuple(estimators), threshold
+        shape = (len(self.estimators), folds, len(sources), len(sources))
+        self.sums = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.weights = torch.zeros(folds, dtype=torch.float64, device=device)
+        self.careful = [False] * len(sources)  # whose features must be centred first
+        self.rows = torch.empty(0)
+        self.last = {stream: layer for stream, layer in sources if "@" not in stream}
+        self.means = {stream: BatchMeans() for stream in self.last}
+
+    def begin_batch(self, images: int, keep: Tensor | None = None) -> None:
+        """Begin a batch of so many images, of which "trimmed" uses those where `keep` (images,) is true."""
+        self.images, count = images, len(self.row)
+        if self.rows.shape[-1] != images**2 or keep is not None:
+            self.rows = self.sums.new_zeros(len(self.estimators), count, images**2, dtype=torch.float32)
+        self.keep = None if keep is None else keep.nonzero().squeeze(1).to(self.sums.device)
+        self.norms = self.sums.new_zeros(len(self.estimators), count)
+        self.energy = self.sums.new_full((count,), float("nan"))
+
+    def add(self, source: Source, x: Tensor) -> None:
+        """Reduce features x (m, ...) to the centred Gram of their source."""
+        if x.ndim == 0 or len(x) != self.images:
             raise ValueError(
-                "images: expected a plain loader, got a DistributedSampler; the ranks share the batches here"
+                f"{source[0]}: expected one row an image ({self.images}) from layer {source[1]!r}, got shape "
+                f"{tuple(x.shape)}; tap a layer whose first dimension is the batch"
             )
-        if rows and isinstance(images, DataLoader) and isinstance(sampler, RandomSampler):
-            raise ValueError(f"{', '.join(rows)}: expected rows in the loader's order, got a loader that shuffles")
-        total = None
-        own = labels is None or labels is True
-        pieces = _joined(_unpacked(batch, key, own, i) for i, batch in enumerate(images))
-    start = 0
-    for x, y in pieces:
-        stop = start + len(x)
-        _check_rows(rows, total, stop)
-        part = {name: value[start:stop] for name, value in rows.items()}
-        y = part.pop("labels", y)
-        for name, value in (("images", x), ("labels", y)):
-            if value is not None and value.is_floating_point() and not torch.isfinite(value).all():
-                raise ValueError(f"{name}: expected finite values, got NaN or infinity in rows {start} to {stop - 1}")
-        if labels is True and y is None:
-            raise ValueError("labels: expected a loader of (x, y) or of dicts with labels, got none")
-        yield x, y, part
-        start = stop
-    _check_rows(rows, start, start)
-    if start == 0:
-        raise ValueError("images: expected at least 4, got none")
+        x = flat(x if x.is_floating_point() else x.double())
+        x = x.cpu() if x.device.type == "mps" else x  # which has no float64
+        if self.last.get(source[0]) == source[1]:
+            self.means[source[0]].add(x)
+        row = self.row[source]
+        with _float32_products(x.device.type):
+            # On an accelerator bandwidth is cheap and waiting for a number is not: features are always centred. Half
+            # precision needs a cast, which the same pass makes.
+            if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not self.careful[row]:
+                gram = product(x)
+                centred = {estimator: self._centred(gram, estimator) for estimator in self.estimators}
+                check = next((centred[e] for e in ESTIMATORS if e in centred), None)
+                check = centre(gram, "unbiased") if check is None else check
+                raw, remaining = (float(torch.linalg.vector_norm(k)) for k in (gram.fill_diagonal_(0), check))
+                # Rounding of K's entries averages out over m of them: |K| <= 4 m |U(K)| leaves CKA an error of about 1e-6.
+                # False for NaN, and where squares overflowed or vanished.
+                if 1e-28 < raw <= 4 * self.images * remaining < 1e36:
+                    return self._store(row, centred, raw)
+                self.careful[row] = True
+            gram, raw = centred_gram(x, scaled=x.device.type != "cpu")
+            if x.device.type == "cpu" and not 1e-20 < float(raw) < 1e36:
+                gram, raw = centred_gram(x)
+        varies = gram.trace() > tolerance(x.dtype) * raw
+        self._store(row, {estimator: self._centred(gram, estimator) for estimator in self.estimators}, raw, varies)
 
+    def add_classes(self, source: Source, labels: Tensor) -> None:
+        """The Gram of one-hot labels (m,). RBF would make it another function of two values, with the same CKA."""
+        gram = (labels[:, None] == labels[None, :]).to(self.sums)
+        self.means[source[0]].add(labels[:, None])
+        centred = {e: self._centred(gram, "unbiased" if e == "rbf" else e) for e in self.estimators}
+        self._store(self.row[source], centred, 1.0)
 
-def _check_rows(rows: Mapping[str, Tensor], total: int | None, seen: int) -> None:
-    for name, value in rows.items():
-        if len(value) < seen or (total is not None and len(value) != total):
+    def _centred(self, gram: Tensor, estimator: str) -> Tensor:
+        if estimator == "rbf":
+            gram = rbf(gram.double(), self.threshold)
+        elif estimator == "trimmed":
+            if len(self.keep) < 4:
+                return gram.new_zeros(0, dtype=torch.float64)
+            gram = gram[self.keep][:, self.keep]
+        return centre(gram, "biased" if estimator == "biased" else "unbiased")
+
+    def _store(
+        self, row: int, centred: dict[str, Tensor], energy: Tensor | float, varies: Tensor | bool = True
+    ) -> None:
+        for e, gram in enumerate(centred.values()):
+            norm = torch.linalg.vector_norm(gram)
+            self.rows[e, row, : gram.numel()] = (gram / norm.clamp_min(1e-300)).flatten()
+            self.norms[e, row] = norm * varies
+        self.energy[row] = energy
+
+    def end_batch(self, fold: int, batch: int) -> None:
+        """Add the HSIC of all pairs to a fold. Raises ValueError, naming the source, if one was not finite."""
+        bad = (~torch.isfinite(self.energy)).tolist()
+        if any(bad):
+            stream, layer = list(self.row)[bad.index(True)]
             raise ValueError(
-                f"{name}: expected one row an image, got {len(value)} for {total or f'{seen} or more'} images"
+                f"{stream}: expected finite values, got NaN or infinity from layer {layer!r}, batch {batch}"
             )
+        count = len(self.row)
+        for e, estimator in enumerate(self.estimators):
+            m = len(self.keep) if estimator == "trimmed" else self.images
+            if m < 4:
+                continue
+            products = self.sums.new_zeros(count, count)
+            for part in self.rows[e].split(max(1, (1 << 19) // count), dim=1):
+                part = part.double()
+                products.addmm_(part, part.T)
+            scale = (m - 1) ** 2 if estimator == "biased" else m * (m - 3)
+            self.sums[e, fold] += products * self.norms[e][:, None] * self.norms[e] * (m / scale)
+        self.weights[fold] += self.images
 
 
-def _unpacked(batch: object, key: str | None, labelled: bool, i: int) -> tuple[Tensor, Tensor | None]:
-    """(images, labels or None) of a loader's batch: a tensor, (x, y, ...) or a dict."""
-    if isinstance(batch, Mapping):
-        keys = (key,) if key else IMAGE_KEYS
-        x, y = (next((batch[k] for k in names if k in batch), None) for names in (keys, LABEL_KEYS))
-        if x is None:
-            got = ", ".join(map(str, batch))
-            raise ValueError(
-                f"images: expected one of {', '.join(keys)} in a loader's dict, got {got}; pass input_key="
+@contextmanager
+def _float32_products(device: str) -> Iterator[None]:
+    """Products of float32 in float32, whatever the caller chose for the networks (autocast, TF32)."""
+    before = torch.get_float32_matmul_precision()
+    with torch.autocast(device, enabled=False):
+        if before == "highest":
+            yield
+            return
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+
+def _mapping(value: object, name: str) -> Mapping:
+    if value is not None and not isinstance(value, Mapping):
+        raise TypeError(f"{name}: expected a dict by name, such as {{'mine': ...}}, got {type(value).__name__}")
+    return value or {}
+
+
+def _rows(features: object) -> dict[Source, Tensor]:
+    """The sources that are given as features (n, p), all of the same n images."""
+    sources = {}
+    for name, value in _mapping(features, "features").items():
+        for layer, x in value.items() if isinstance(value, Mapping) else ((name, value),):
+            sources[name, str(layer)] = as_features(
+                x, f"features, {name if layer == name else f'{name}/{layer}'}", least=4
             )
-    else:
-        x, y = (*batch, None)[:2] if isinstance(batch, (tuple, list)) else (batch, None)
-    if not isinstance(x, Tensor) or x.ndim < 2:
-        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"images: expected tensors (m, ...), pairs or dicts of them, got {got} in batch {i}")
-    if not labelled or y is None:
-        return x, None
-    if not isinstance(y, Tensor) or y.ndim not in (1, 2) or len(y) != len(x):
-        got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-        raise ValueError(f"labels: expected ({len(x)},) or ({len(x)}, c), got {got} in batch {i}; or pass labels=False")
-    return x, y
+    return sources
 
 
-def _joined(pieces: Iterable[tuple[Tensor, Tensor | None]]) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """The same batches, those of fewer than 4 images joined to the one before (the first: to the next)."""
-    held: tuple[Tensor, Tensor | None] | None = None
-    for x, y in pieces:
-        if held is not None and (len(x) < 4 or len(held[0]) < 4):
-            held = torch.cat([held[0], x]), None if y is None else torch.cat([held[1], y])
-            continue
-        if held is not None:
-            yield held
-        held = x, y
-    if held is not None and len(held[0]) < 4:
-        raise ValueError(f"images: expected at least 4, got {len(held[0])}")
-    if held is not None:
-        yield held
+def _slice(rows_of: Mapping[Source, Tensor], start: int, stop: int, total: int | None) -> dict[Source, Tensor]:
+    """The rows of this batch; a source with fewer rows than images seen, or with others than there are, is refused."""
+    for (stream, layer), x in rows_of.items():
+        if len(x) < stop or (total is not None and len(x) != total):
+            name = stream if stream == layer else f"{stream}/{layer}"
+            raise ValueError(f"{name}: expected one row an image, got {len(x)} for {total or f'{stop} or more'} images")
+    return {source: x[start:stop] for source, x in rows_of.items()}
 
 
-def _check_settings(estimators: Sequence[str], kernel: str, threshold: float) -> None:
-    if isinstance(estimators, str) or not estimators or not set(estimators) <= set(ESTIMATORS):
-        raise ValueError(f"estimators: expected some of {', '.join(ESTIMATORS)}, got {estimators!r}")
-    if kernel not in KERNELS:
-        raise ValueError(f"kernel: expected one of {', '.join(KERNELS)}, got {kernel!r}")
-    if not threshold > 0:
-        raise ValueError(f"threshold: expected a positive number, got {threshold}")
+def _finite(x: Inputs, start: int, stop: int, tensor: bool) -> Inputs:
+    if tensor and not isinstance(x, Tensor):
+        raise ValueError("views, pixels: expected batches of one tensor, got a dict; name its images by input_key=")
+    for value in [x] if isinstance(x, Tensor) else x.values():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise ValueError(f"images: expected finite values, got NaN or infinity in rows {start} to {stop - 1}")
+    return x
 
 
-def _check_sources(models, layers, views, features, transform, batch_size, folds) -> dict[str, dict[str, str]]:
-    """The tapped layers of every network, after all that can be checked before the first image."""
-    if not isinstance(models, Mapping) or not models:
-        raise TypeError(f"models: expected a dict of at least one named network, got {type(models).__name__}")
+def _check(models, views, streams, layers, transform, batch_size, folds, estimators, threshold) -> None:
+    """All that can be checked before the first image."""
+    if not models and not streams:
+        raise TypeError("models: expected a dict of at least one named network, or features, got none")
+    for name in (*models, *streams):
+        if not isinstance(name, str) or "@" in name or name in ("labels", "pixels"):
+            raise ValueError(f'models, features: expected names without "@", not "labels" or "pixels", got {name!r}')
+    if taken := [name for name in streams if name in models]:
+        raise ValueError(f"features: expected a name that is not taken, got {taken[0]!r}")
     for name, model in models.items():
-        if "@" in name or name in ("labels", "pixels"):
-            raise ValueError(f'models: expected names without "@", and not "labels" or "pixels", got {name!r}')
         if not isinstance(model, nn.Module):
             raise TypeError(f"models: expected {name!r} to be a torch module, got {type(model).__name__}")
-    for name, view in (views or {}).items():
+    for name, view in views.items():
         if not callable(view):
             raise TypeError(f"views: expected {name!r} to be a function of (images, generator), got {view!r}")
-    for name, value in (features or {}).items():
-        if name in ("labels", "pixels", *models) or "@" in name:
-            raise ValueError(f"features: expected a name that is not taken, got {name!r}")
-        if not isinstance(value, Tensor) or value.ndim < 1:
-            raise TypeError(f"features: expected {name!r} to be a tensor (n, p), got {type(value).__name__}")
     if isinstance(layers, Mapping) and set(layers) != set(models):
-        raise ValueError(f"layers: expected an entry for each of {', '.join(models)}, got {', '.join(layers)}")
+        raise ValueError(
+            f"layers: expected an entry for each of {', '.join(models)}, got {', '.join(map(str, layers))}"
+        )
     if isinstance(transform, Mapping) and not set(transform) <= set(models):
         raise ValueError(f"transform: expected entries for {', '.join(models)}, got {', '.join(transform)}")
     if batch_size < 4 or folds < 2:
         raise ValueError(f"batch_size, folds: expected at least 4 and 2, got {batch_size} and {folds}")
-    return {m: resolve(model, layers[m] if isinstance(layers, Mapping) else layers) for m, model in models.items()}
+    if isinstance(estimators, str) or not estimators or not set(estimators) <= set(VARIANTS):
+        raise ValueError(f"estimators: expected some of {', '.join(VARIANTS)}, got {estimators!r}")
+    _check_threshold(threshold)
+
+
+def _check_threshold(threshold: float) -> None:
+    if not threshold > 0:
+        raise ValueError(f"threshold: expected a positive number, got {threshold}")
+
+
+def _check_ids(ids: Mapping[str, Sequence], rows_of: Mapping[Source, Tensor]) -> None:
+    """That all names of images are the same, in the same order, and as many as there are rows."""
+    lists = {name: np.asarray(value).tolist() for name, value in ids.items()}
+    counts = {stream: len(x) for (stream, _), x in rows_of.items()}
+    for name, value in lists.items():
+        if name not in counts and name != "images":
+            raise ValueError(f"ids: expected names of features, or images, got {name!r}")
+        if len(value) != counts.get(name, len(value)):
+            raise ValueError(f"ids: expected {counts[name]} for {name!r}, one a row, got {len(value)}")
+        first, order = next(iter(lists.items()))
+        if value != order:
+            i = next((i for i, pair in enumerate(zip(order, value)) if pair[0] != pair[1]), min(len(order), len(value)))
+            raise ValueError(
+                f"ids: expected the same images in the same order, but {name!r} differs from {first!r} at row {i}; sort the "
+                "rows of both by their ids, and drop those that only one of them has"
+            )

@@ -1,10 +1,11 @@
-"""The result of a comparison: HSIC of all pairs of sources by fold of the images, and CKA with intervals made of it."""
+"""The result of a comparison: HSIC of pairs of sources by fold of the images, and CKA with intervals made of it."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,21 +14,59 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
+Source = tuple[str, str]  # (stream, layer)
+
+
+def jackknife(values: np.ndarray, weights: np.ndarray | Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(estimate, low, high): 95 % intervals by the delete-a-group jackknife with Student's t (weighted: Busing et al. 1999).
+
+    Args:
+        values: (1 + folds, ...), a smooth statistic of all images, then without each fold in turn, as functions of
+            `Comparison.replicates`.
+        weights: (folds,), the images of each fold.
+
+    Returns:
+        Arrays (...). Limits are NaN with fewer than two folds, and where a replicate is NaN.
+
+    Raises:
+        ValueError: values that are not one more than the weights.
+    """
+    values, weights = np.asarray(values, dtype=float), np.asarray(weights, dtype=float)
+    if values.ndim < 1 or len(values) != 1 + len(weights):
+        raise ValueError(f"values: expected 1 + {len(weights)} replicates, got shape {values.shape}")
+    whole, without, groups = values[0], values[1:], len(weights)
+    if groups < 2:
+        return whole, np.full_like(whole, np.nan), np.full_like(whole, np.nan)
+    share = (weights / weights.sum()).reshape(-1, *[1] * (values.ndim - 1))
+    mean = groups * whole - ((1 - share) * without).sum(0)
+    pseudo = whole / share - (1 / share - 1) * without
+    variance = ((pseudo - mean) ** 2 / (1 / share - 1)).mean(0)
+    half = stdtrit(groups - 1, 0.975) * np.sqrt(variance)
+    return whole, whole - half, whole + half
+
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """HSIC of all pairs of sources, by fold of the images, and the CKA made of it.
+    """HSIC of pairs of sources, and the CKA made of it.
 
-    A source is (stream, layer): a network or "network@view" with its layers, or "labels", "pixels" or a feature's name
-    with one layer of that name. Intervals are 95 % by the delete-a-group jackknife over folds (weighted: Busing et al.
-    1999) with Student's t; they are NaN where there is one batch only.
+    A source is (stream, layer): a network or "network@view" with its layers, an extractor of features with its own, or
+    "labels", "pixels" or a feature's name with one layer of that name. Intervals are those of `jackknife`; they are NaN
+    where there is one batch only, and for pairs of which only the sum over all folds is at hand (see `select`).
     """
 
-    sources: tuple[tuple[str, str], ...]
-    hsic: dict[str, Tensor]  # estimator -> (folds, sources, sources) float64, sums over images; NaN: not kept
+    sources: tuple[Source, ...]
+    pairs: Tensor  # (2, pairs) int, each pair of sources once: first those at hand by fold
+    hsic: dict[str, Tensor]  # estimator -> (folds, pairs by fold) float64, sums over images
+    totals: dict[str, Tensor]  # estimator -> (the other pairs,) float64, sums over all folds
     weights: Tensor  # (folds,) float64, images
-    kernel: str = "linear"
-    threshold: float = 1.0
+
+    @classmethod
+    def of(cls, sources: Iterable[Source], hsic: Mapping[str, Tensor], weights: Tensor) -> Comparison:
+        """Of HSIC by fold of all pairs: estimator -> (folds, sources, sources)."""
+        sources = tuple(sources)
+        pairs = torch.triu_indices(len(sources), len(sources))
+        values = {name: value[:, pairs[0], pairs[1]] for name, value in hsic.items()}
+        return cls(sources, pairs, values, {name: torch.zeros(0, dtype=torch.float64) for name in hsic}, weights)
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -38,26 +77,61 @@ class Comparison:
         return int(self.weights.sum())
 
     @property
-    def undefined(self) -> list[tuple[str, str]]:
+    def undefined(self) -> list[Source]:
         """Sources whose self-HSIC is not positive: constant over the images."""
-        bad = torch.stack([~(h.sum(0).diagonal() > 0) for h in self.hsic.values()]).any(0)
+        own = [self._index[i, i] for i in range(len(self.sources))]
+        bad = torch.stack([~(h.sum(0)[own] > 0) for h in self.hsic.values()]).any(0)
         return [source for source, flag in zip(self.sources, bad.tolist()) if flag]
 
     def layers(self, stream: str) -> list[str]:
         """The layers of a stream, in the order of the forward pass. Raises ValueError if it is unknown."""
-        found = [layer for name, layer in self.sources if name == stream]
-        if not found:
+        layers = [layer for name, layer in self.sources if name == stream]
+        if not layers:
             close = difflib.get_close_matches(str(stream), self.streams, n=3) or self.streams
             raise ValueError(
                 f"stream: expected one of those compared, got {stream!r}; did you mean {', '.join(close)}?"
             )
-        return found
+        return layers
+
+    def replicates(
+        self,
+        a: str | Sequence[str],
+        layer_a: str | Sequence[str],
+        b: str | Sequence[str],
+        layer_b: str | Sequence[str],
+        estimator: str = "unbiased",
+    ) -> np.ndarray:
+        """CKA of layer_a of stream a with layer_b of stream b: of all images, then without each fold in turn.
+
+        Statistics are functions of such arrays, with intervals by `jackknife`: the similarity relative to the seeds' ceiling
+        is `r(a, l, b, l) / np.sqrt(r(a, l, a2, l) * r(b, l, b2, l))`.
+
+        Args:
+            a, layer_a, b, layer_b: names, or sequences of equally many, of which each place is a cell.
+
+        Returns:
+            (1 + folds,), or (1 + folds, cells) if any argument is a sequence. NaN where CKA is undefined, and without a
+            fold where only the sum over all is at hand.
+
+        Raises:
+            ValueError: an unknown stream, layer or estimator, or a pair that was not kept.
+        """
+        names = (a, layer_a, b, layer_b)
+        counts = {len(value) for value in names if not isinstance(value, str)}
+        if len(counts) > 1:
+            raise ValueError(f"a, layer_a, b, layer_b: expected sequences of one length, got {sorted(counts)}")
+        count = counts.pop() if counts else 1
+        a, layer_a, b, layer_b = ([v] * count if isinstance(v, str) else list(v) for v in names)
+        values = self._replicates(list(zip(a, layer_a)), list(zip(b, layer_b)), estimator)
+        return values[:, 0] if all(isinstance(value, str) for value in names) else values
 
     def matrix(self, a: str, b: str | None = None, estimator: str = "unbiased") -> pd.DataFrame:
         """CKA of all layers of stream a (rows) with all layers of stream b (columns; a itself if not given)."""
         b = a if b is None else b
         rows, columns = self.layers(a), self.layers(b)
-        cells = self._cells([(a, l) for l in rows for _ in columns], [(b, l) for _ in rows for l in columns], estimator)
+        cells = self._replicates(
+            [(a, k) for k in rows for _ in columns], [(b, l) for _ in rows for l in columns], estimator
+        )
         values = cells[0].reshape(len(rows), len(columns))
         return pd.DataFrame(values, pd.Index(rows, name=a), pd.Index(columns, name=b))
 
@@ -77,101 +151,109 @@ class Comparison:
             raise ValueError(f"curve: expected layers that {a!r} and {b!r} both have, got none; use table")
         return self._table([((a, k), (b, l)) for k, l in pairs], estimator)
 
-    def difference(
-        self, first: tuple[str, str, str, str], second: tuple[str, str, str, str], estimator: str = "unbiased"
-    ) -> tuple[float, float, float]:
-        """(estimate, low, high) of CKA(first) - CKA(second), cells (a, layer_a, b, layer_b), on the same images."""
-        return self.interval(lambda cell: cell(*first) - cell(*second), estimator)
-
     def interval(
         self, function: Callable[[Callable[..., np.ndarray]], np.ndarray], estimator: str = "unbiased"
     ) -> tuple[float, float, float]:
-        """(estimate, low, high) of any smooth function of cells, which are given by `cell(a, layer_a, b, layer_b)`.
-
-        For example the similarity relative to its seeds' ceiling:
-        `interval(lambda cell: cell(a, l, b, l) / np.sqrt(cell(a, l, a2, l) * cell(b, l, b2, l)))`.
-        """
-
-        def cell(a: str, layer_a: str, b: str, layer_b: str) -> np.ndarray:
-            return self._cells([(a, layer_a)], [(b, layer_b)], estimator)[:, 0]
-
-        value, low, high = self._jackknife(np.asarray(function(cell), dtype=float))
+        """(estimate, low, high) of a smooth function of `replicates`, which it is given."""
+        values = function(functools.partial(self.replicates, estimator=estimator))
+        value, low, high = jackknife(values, self.weights)
         return float(value), float(low), float(high)
 
-    def select(self, keep: Callable[[tuple[str, str], tuple[str, str]], bool]) -> Comparison:
-        """The same with only the pairs of sources that `keep(source, source)` wants, rounded to float32: a small file.
+    def select(
+        self, by_fold: Callable[[Source, Source], bool], totals: Callable[[Source, Source], bool] = lambda a, b: False
+    ) -> Comparison:
+        """The same with fewer pairs of sources, rounded to float32: a small file.
 
-        Every source keeps its HSIC with itself. Asking for another pair raises ValueError.
+        Pairs that `by_fold(source, source)` wants keep their HSIC by fold, and so does every source with itself; others that
+        `totals` wants keep the sum over all folds: the value is as exact, its interval is NaN. Asking for another pair
+        raises ValueError.
         """
-        mask = torch.tensor([[a == b or keep(a, b) or keep(b, a) for b in self.sources] for a in self.sources])
-        hsic = {name: torch.where(mask, value.float().double(), torch.nan) for name, value in self.hsic.items()}
-        return dataclasses.replace(self, hsic=hsic)
+        first, second = [], []
+        for column, (i, j) in enumerate(self.pairs.T.tolist()):
+            a, b = self.sources[i], self.sources[j]
+            if column < self._folded and (i == j or by_fold(a, b) or by_fold(b, a)):
+                first.append(column)
+            elif totals(a, b) or totals(b, a):
+                second.append(column)
+        hsic = {name: value[:, first].float().double() for name, value in self.hsic.items()}
+        sums = {name: value[second].float().double() for name, value in self._sums.items()}
+        return dataclasses.replace(self, pairs=self.pairs[:, first + second], hsic=hsic, totals=sums)
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict]:
-        """(tensors, meta): all of it, as tensors and as plain data that JSON holds; each pair once, in float32 if exact."""
-        cells = torch.triu(~torch.stack([h.isnan().any(0) for h in self.hsic.values()]).any(0)).nonzero().T
-        tensors = {"cells": cells.int(), "weights": self.weights}
-        for name, value in self.hsic.items():
-            value = value[:, cells[0], cells[1]]
-            tensors[f"hsic.{name}"] = value.float() if torch.equal(value.float().double(), value) else value
-        meta = {"sources": [list(s) for s in self.sources], "kernel": self.kernel, "threshold": self.threshold}
-        return tensors, meta
+        """(tensors, meta): all of it, as tensors and as plain data that JSON holds; in float32 if that is exact."""
+        tensors = {
+            "cells": self.pairs.short() if len(self.sources) < 1 << 15 else self.pairs.int(),
+            "weights": self.weights,
+        }
+        for prefix, values in (("hsic", self.hsic), ("total", self.totals)):
+            for name, value in values.items():
+                exact = torch.equal(value.float().double(), value)
+                tensors[f"{prefix}.{name}"] = (value.float() if exact else value).contiguous()
+        return tensors, {"sources": [list(source) for source in self.sources]}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], meta: Mapping) -> Comparison:
-        """What `to_tensors` gave, as a Comparison again."""
-        (i, j), count = tensors["cells"].long(), len(meta["sources"])
-        hsic = {}
-        for name, value in tensors.items():
-            if name.startswith("hsic."):
-                whole = torch.full((len(value), count, count), torch.nan, dtype=torch.float64)
-                whole[:, i, j] = whole[:, j, i] = value.double()
-                hsic[name.removeprefix("hsic.")] = whole
+        """What `to_tensors` gave, as a Comparison again; also what earlier versions gave, with all pairs by fold."""
+        values = {name: value.double() for name, value in tensors.items() if "." in name}
+        hsic = {name.removeprefix("hsic."): value for name, value in values.items() if name.startswith("hsic.")}
+        totals = {name: values.get(f"total.{name}", torch.zeros(0, dtype=torch.float64)) for name in hsic}
         sources = tuple((stream, layer) for stream, layer in meta["sources"])
-        return cls(sources, hsic, tensors["weights"], meta["kernel"], meta["threshold"])
+        return cls(sources, tensors["cells"].long(), hsic, totals, tensors["weights"])
 
-    def _table(self, pairs: list[tuple[tuple[str, str], tuple[str, str]]], estimator: str) -> pd.DataFrame:
-        value, low, high = self._jackknife(self._cells([p for p, _ in pairs], [q for _, q in pairs], estimator))
+    @property
+    def _folded(self) -> int:
+        """How many pairs are at hand by fold."""
+        return self.pairs.shape[1] - len(next(iter(self.totals.values())))
+
+    @functools.cached_property
+    def _row(self) -> dict[Source, int]:
+        return {source: row for row, source in enumerate(self.sources)}
+
+    @functools.cached_property
+    def _index(self) -> np.ndarray:
+        """(sources, sources): the column of each pair, -1 where it is not at hand."""
+        index = np.full((len(self.sources),) * 2, -1)
+        i, j = self.pairs.numpy()
+        index[i, j] = index[j, i] = np.arange(len(i))
+        return index
+
+    @functools.cached_property
+    def _sums(self) -> dict[str, Tensor]:
+        """Estimator -> (pairs,): the sums over all folds."""
+        return {
+            name: torch.cat([torch.from_numpy(h.numpy().sum(0)), self.totals[name]]) for name, h in self.hsic.items()
+        }
+
+    def _table(self, pairs: list[tuple[Source, Source]], estimator: str) -> pd.DataFrame:
+        replicates = self._replicates([p for p, _ in pairs], [q for _, q in pairs], estimator)
+        value, low, high = jackknife(replicates, self.weights)
         names = {"a": [p[0] for p, _ in pairs], "b": [q[0] for _, q in pairs]}
         layers = {"layer_a": [p[1] for p, _ in pairs], "layer_b": [q[1] for _, q in pairs]}
         return pd.DataFrame({**names, **layers, "cka": value, "low": low, "high": high})
 
-    def _cells(self, first: list[tuple[str, str]], second: list[tuple[str, str]], estimator: str) -> np.ndarray:
+    def _replicates(self, first: list[Source], second: list[Source], estimator: str) -> np.ndarray:
         """(1 + folds, cells): CKA of all images, then without each fold in turn."""
         if estimator not in self.hsic:
             raise ValueError(
                 f"estimator: expected one of {', '.join(self.hsic)}, got {estimator!r}; compare anew with it"
             )
-        row = {source: k for k, source in enumerate(self.sources)}
+        row = self._row
         for stream, layer in (*first, *second):
             if (stream, layer) not in row:
                 raise ValueError(
                     f"layer: expected one of {', '.join(self.layers(stream))} of {stream!r}, got {layer!r}"
                 )
         i, j = [row[s] for s in first], [row[s] for s in second]
-        hsic = self.hsic[estimator].numpy()
-
-        def sums(values: np.ndarray) -> np.ndarray:
-            return np.concatenate([values.sum(0, keepdims=True), values.sum(0) - values])
-
-        cells = hsic[:, i, j]
-        if np.isnan(cells).any():
-            k = int(np.isnan(cells).any(0).argmax())
+        cells = self._index[i, j]
+        if (cells < 0).any():
+            k = int((cells < 0).argmax())
             raise ValueError(f"cell: {first[k]} with {second[k]} is not among the pairs that were kept; compare anew")
-        own = sums(np.diagonal(hsic, axis1=1, axis2=2))
-        own = np.where(own > 0, own, np.nan)
-        with np.errstate(invalid="ignore"):
-            return sums(cells) / np.sqrt(own[:, i] * own[:, j])
 
-    def _jackknife(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Estimate and limits of values (1 + folds, ...): the estimate, then leaving out each fold."""
-        groups = len(self.weights)
-        if groups < 2:
-            return values[0], np.full_like(values[0], np.nan), np.full_like(values[0], np.nan)
-        share = (self.weights / self.weights.sum()).numpy().reshape(-1, *[1] * (values.ndim - 1))
-        whole, left = values[0], values[1:]
-        mean = groups * whole - ((1 - share) * left).sum(0)
-        pseudo = whole / share - (1 / share - 1) * left
-        variance = ((pseudo - mean) ** 2 / (1 / share - 1)).mean(0)
-        half = stdtrit(groups - 1, 0.975) * np.sqrt(variance)
-        return whole, whole - half, whole + half
+        def sums(columns: np.ndarray) -> np.ndarray:
+            whole = self._sums[estimator].numpy()[columns]
+            folds = self.hsic[estimator].numpy()[:, np.minimum(columns, self._folded - 1)]
+            return np.concatenate([whole[None], whole - np.where(columns < self._folded, folds, np.nan)])
+
+        own_a, own_b = (sums(self._index[k, k]) for k in (i, j))
+        with np.errstate(invalid="ignore"):
+            return sums(cells) / np.sqrt(np.where(own_a > 0, own_a, np.nan) * np.where(own_b > 0, own_b, np.nan))

@@ -18,9 +18,9 @@ import traitlets
 from torch import Tensor, nn
 
 from repsim import charts, pairs
+from repsim.charts import Picture
 from repsim.comparison import Comparison
 from repsim.pairs import Subject, prepare
-from repsim.render import Picture
 
 
 def explore(

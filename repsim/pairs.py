@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from repsim import augment, charts, grams, store
+from repsim import augment, charts, cka, store
+from repsim.charts import INK, Picture
 from repsim.cka import compare
 from repsim.comparison import Comparison
-from repsim.palette import INK
-from repsim.render import Picture
 from repsim.taps import pooled, resolve
 
 K = 10  # neighbours of the mutual k-NN measure
@@ -66,16 +65,16 @@ def disagreement(x: Tensor, y: Tensor) -> Tensor:
         raise ValueError(f"x, y: expected (n, p) and (n, q), n >= 4, got {tuple(x.shape)} and {tuple(y.shape)}")
     centred = []
     for name, features in (("x", x), ("y", y)):
-        gram, raw = grams.centred_gram(features.double())
-        if not gram.trace() > grams.tolerance(features.dtype) * raw:
+        gram, raw = cka.centred_gram(features.double())
+        if not gram.trace() > cka.tolerance(features.dtype) * raw:
             raise ValueError(f"{name}: expected features that vary over the images, got constant or undefined ones")
-        gram = grams.centre(gram, "unbiased")
+        gram = cka.centre(gram, "unbiased")
         centred.append(gram / gram.norm())
     return (centred[0] - centred[1]).square().sum(1) / 2
 
 
 def mutual_neighbours(a: Mapping[str, Tensor], b: Mapping[str, Tensor], k: int = K) -> pd.DataFrame:
-    """`repsim.measures.mutual_knn` of all layers of a with all layers of b: columns layer_a, layer_b, value."""
+    """The fraction of an image's k nearest neighbours (cosine) that all layers of a share with all of b: layer_a, layer_b, value."""
 
     def members(layers: Mapping[str, Tensor]) -> Tensor:
         everyone = range(len(next(iter(layers.values()))))
@@ -206,7 +205,7 @@ def curves(subject: Subject, chosen: Sequence[tuple[str, str]]) -> alt.HConcatCh
             return None
         names = {s: "with the classes" if s == "labels" else f"with its view ({s.partition('@')[2]})" for s in streams}
         table = pd.concat([subject.comparison.curve(network, s).assign(what=names[s]) for s in streams])
-        panel = charts.curves(table, color="what", width=400, height=240)
+        panel = charts.lines(table, color="what", width=440)
         order = list(subject.features[network])
         layers = alt.Chart(pd.DataFrame({"layer": order, "at": range(len(order))})).encode(x=panel.layer[0].encoding.x)
         lines = [
@@ -218,7 +217,9 @@ def curves(subject: Subject, chosen: Sequence[tuple[str, str]]) -> alt.HConcatCh
         ]
         title = alt.Title(network, fontSize=14, fontWeight="normal")
         panels.append(
-            alt.layer(panel.layer[0], *lines, *panel.layer[1:]).properties(width=400, height=240, title=title)
+            alt.layer(panel.layer[0], *lines, *panel.layer[1:]).properties(
+                width=panel.width, height=panel.height, title=title
+            )
         )
     words = f"CKA, layer by layer, with classes and augmented views: {', '.join(dict(chosen))}."
     title = "What each layer says of class and view"

@@ -40,7 +40,7 @@ import pandas as pd
 import torch
 import torchvision
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from repsim import __version__, augment, cka, claims, data, distributed, models, probes, store, taps, train
 from repsim.claims import VIEWS, Claim, Evidence
@@ -236,6 +236,37 @@ class Study:
             raise FileNotFoundError(f"{file}: no such network among the published results; {REMEDY}")
         return train.load(file, self.torch_device)
 
+    def snapshot(self, name: str, share: float) -> nn.Module:
+        """The network `name` after this share of its training, 0.0 to 1.0 (`train.schedule`), in eval mode on the study's device.
+
+        Batch-norm statistics are measured over the first 1,024 training images, at the end (1.0) too: running averages of the
+        first steps are of older weights.
+
+        Raises:
+            ValueError: a share of which no snapshot is taken.
+            FileNotFoundError: the snapshot is gone, damaged or not published; it says how to make it again.
+        """
+        trained, file = self.network(name), self.network_file(name)
+        model = trained.settings.build(len(self.summary.classes), self.torch_device)
+        model.load_state_dict(trained.model.state_dict())
+        if share != 1:
+            plan = train.schedule(train.steps(trained.settings, self.summary.train))
+            if share not in plan or trained.settings.objective not in train.SNAPSHOTS:
+                raise ValueError(
+                    f"share: expected one of {', '.join(f'{s:.3g}' for s in plan)} or 1 of a network of "
+                    f"{', '.join(train.SNAPSHOTS)}, got {share!r} of {name}"
+                )
+            place = train.snapshot_path(file, plan[share])
+            try:
+                model.load_state_dict(store.load_tensors(place)[0])
+            except (FileNotFoundError, store.Damaged) as error:
+                raise FileNotFoundError(
+                    f"{place}: no whole snapshot of {name}; snapshots are written while a network is trained: delete {file} to "
+                    "train it again"
+                ) from error
+        train.measure_batch_norm(model, self.images.train.images[:1024].to(self.torch_device))
+        return model.eval()
+
     def network_file(self, name: str) -> Path:
         """Where the network `name` is kept."""
         settings, images = self.settings(name), self.summary.fingerprints
@@ -371,6 +402,18 @@ class Study:
             save,
         )
 
+    def tensors(
+        self, name: str, make: Callable[[], Mapping[str, Tensor]], networks: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """As `table`, for named tensors that tables are made of: kept in OUT/tensors, and not published, as they are large."""
+        names = self.names if networks is None else networks
+
+        def save(path: Path, made: tuple[Mapping[str, Tensor], float]) -> None:
+            store.save_tensors(path, made[0], self._about(name, names, made[1]))
+
+        path = Path(self.artefacts or self.out) / "tensors" / self._file(name, names, "safetensors").name
+        return dict(self._kept(path, lambda path: store.load_tensors(path)[0], make, save))
+
     def _file(self, name: str, networks: Sequence[str], ending: str) -> Path:
         return Path(self.artefacts or self.out) / "tables" / f"{name}-{self.key_of(networks)}.{ending}"
 
@@ -407,21 +450,27 @@ class Study:
 
     def _compare(self) -> Comparison:
         self.train_missing(self.names)
-        test = self.images.test.take(slice(CKA_IMAGES))
-        batches = FOLDS * math.ceil(len(test) / (FOLDS * 128)) if len(test) >= 4 * FOLDS else len(test) // 4
-        models = {name: self.network(name).model for name in self.names}
-        return cka.compare(
-            models,
-            test.images,
-            labels=test.labels,
+        labels = self.images.test.labels[:CKA_IMAGES]
+        return self.compare(
+            self.names,
+            labels=labels,
             views=self.views,
             pixels=True,
             estimators=("unbiased", "rbf", "trimmed"),
-            leave_out=self._outliers(len(test)),
-            batch_size=math.ceil(len(test) / batches),
-            folds=FOLDS,
-            progress=True,
+            leave_out=self._outliers(len(labels)),
         )
+
+    def compare(self, networks: Sequence[str], **options: Any) -> Comparison:
+        """CKA of all layers of these networks, which are trained if missing, over the first CKA_IMAGES test images, in FOLDS folds.
+
+        options: further arguments of `cka.compare`. `compared` keeps the result.
+        """
+        self.train_missing(networks)
+        images = self.images.test.images[:CKA_IMAGES]
+        batches = FOLDS * math.ceil(len(images) / (FOLDS * 128)) if len(images) >= 4 * FOLDS else len(images) // 4
+        models = {name: self.network(name).model for name in networks}
+        options |= {"batch_size": math.ceil(len(images) / batches), "folds": FOLDS}
+        return cka.compare(models, images, progress=True, **options)
 
     def _outliers(self, count: int, fraction: float = 0.01) -> Tensor:
         """Those of the first test images that are among the farthest from the mean at the end of a stage (Davari et al. 2022)."""
@@ -509,11 +558,8 @@ class Study:
 
     def per_network(self, table: str, names: Sequence[str], make: Callable[[str], pd.DataFrame]) -> pd.DataFrame:
         """One table per network, kept one by one (for any study with that network), as one with a column `network`."""
-        if self.artefacts is None:
-            of = {name: [] if name == "pixels" else [name] for name in names}
-            self.train_missing(
-                [n for n in names if not self._file(f"{table}-{n}", of[n], "csv").exists()] or ["pixels"]
-            )
+        networks = [name for name in names if name != "pixels"]
+        self.train_missing([n for n in networks if not self._file(f"{table}-{n}", [n], "csv").exists()])
         parts = [
             self.table(f"{table}-{name}", functools.partial(make, name), [] if name == "pixels" else [name]).assign(
                 network=name
@@ -577,10 +623,13 @@ class Study:
             self.keep("-".join(ids), [claim.to_dict() for claim in judged])
         return judged
 
-    def keep(self, name: str, verdicts: list[dict[str, Any]]) -> None:
-        """Write verdicts to OUT/claims/NAME.json, for run_all.py to collect."""
+    def keep(self, name: str, verdicts: list[dict[str, Any]], learnt: str | None = None) -> None:
+        """Write verdicts to OUT/claims/NAME.json, for run_all.py to collect.
+
+        learnt: what the networks have learnt, in one sentence, where they are others than the study's own.
+        """
         about = {"basis": self.basis(), "exploratory": self.summary.factors, "preregistration": preregistration()}
-        about["learnt"] = self.learnt()
+        about["learnt"] = self.learnt() if learnt is None else learnt
         text = json.dumps([row | about for row in verdicts], indent=1, allow_nan=False)
         store.write(Path(self.out) / "claims" / f"{name}.json", text + "\n")
 
@@ -661,8 +710,8 @@ class Study:
             "networks": ", ".join(self.names),
             "architecture": f"{self.architecture}, width {self.width}",
             "evaluation": "test images, eval mode, weights of the last epoch",
-            "CKA": f"linear, unbiased, whole activation maps of the first {min(CKA_IMAGES, images.test):,} test images; HSIC averaged "
-            "over batches of at most 128, ratio last",
+            "CKA": f"linear, unbiased, whole activation maps of the first {min(CKA_IMAGES, images.test):,} test images; HSIC "
+            "averaged over batches of at most 128, ratio last",
             "intervals": f"95 %: delete-one jackknife over seeds and over {FOLDS} folds of the images, Student's t with "
             f"{self.seeds - 1} degrees of freedom",
             "views": "SimCLR's augmentations, two draws per image from seeded generators, the same for all networks",

@@ -7,17 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import torch.multiprocessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import t as student
 from test_taps import Twice, collect, noise, vit
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from torch.utils.data.distributed import DistributedSampler
 
-from repsim import grams, store
-from repsim.cka import Comparison, cka, compare
+from repsim import store
+from repsim.cka import HsicSums, cka, compare, product
+from repsim.comparison import Comparison, jackknife
 from repsim.models import build, layer_names
 
 
@@ -125,10 +124,11 @@ def test_a_constant_representation_is_undefined():
 @pytest.mark.parametrize(
     "x, y, options, error, match",
     [
-        (np.ones((9, 2)), noise(9, 2), {}, TypeError, "x: expected a tensor"),
+        (["a"] * 9, noise(9, 2), {}, TypeError, "x: expected numbers"),
+        (noise(9, 2), [noise(2)] * 9, {}, TypeError, "y: .*torch.stack"),
         (noise(9, 2), noise(8, 2), {}, ValueError, "9 and 8 rows"),
-        (noise(3, 2), noise(3, 2), {}, ValueError, "n >= 4, got \\(3, 2\\)"),
-        (noise(9), noise(9), {}, ValueError, "expected shape"),
+        (noise(3, 2), noise(3, 2), {}, ValueError, "n >= 4 images, got \\(3, 2\\)"),
+        (noise(9), noise(9), {}, ValueError, r"x: expected shape \(n, p\), got \(9,\); x\[:, None\]"),
         (noise(9, 2), noise(9, 2) / 0, {}, ValueError, "y: expected finite"),
         (noise(9, 2), noise(9, 2), {"estimator": "exact"}, ValueError, "exact"),
         (noise(9, 2), noise(9, 2), {"kernel": "cosine"}, ValueError, "cosine"),
@@ -182,9 +182,49 @@ def test_one_batch_is_the_full_sample():
                 cka(value, f, estimator=estimator), abs=1e-5
             )
     assert table["low"].isna().all() and table["high"].isna().all() and table["cka"].notna().all()
-    rbf = quiet({"a": net}, x, features={"f": f}, batch_size=40, kernel="rbf", threshold=0.5)
-    pool = collect(net, ["pool"], x)["pool"]
-    assert rbf.matrix("a", "f").loc["pool", "f"] == pytest.approx(cka(pool, f, kernel="rbf", threshold=0.5), abs=1e-5)
+
+
+def test_further_estimators_come_from_the_same_pass():
+    """RBF is that of `cka` batch by batch; "trimmed" is unbiased CKA of the images that remain, also with whole batches out."""
+    net, x, f, y = (
+        Layers(lambda x: x.flatten(1) + 1, lambda x: x.tanh()),
+        noise(60, 3, 4, 4),
+        noise(60, 6, seed=1),
+        Y[:60],
+    )
+    dropped = torch.tensor([3, 17, 18, 39, *range(40, 58)])  # of the last batch two images remain: they have no HSIC
+    every = ("unbiased", "rbf", "trimmed", "biased")
+    settings = {"labels": y, "features": {"f": f}, "layers": ["l0", "l1"], "threshold": 0.5, "batch_size": 20}
+    got = compare({"a": net}, x, estimators=every, leave_out=dropped, **settings)
+    plain = quiet({"a": net}, x, estimators=("unbiased", "biased"), **settings)
+    for a, b in (("a", "a"), ("a", "f"), ("a", "labels"), ("f", "labels")):
+        for estimator in ("unbiased", "biased"):
+            np.testing.assert_array_equal(got.matrix(a, b, estimator), plain.matrix(a, b, estimator))
+
+    def kernel(v):
+        d = torch.cdist(v.double().flatten(1), v.double().flatten(1), compute_mode="donot_use_mm_for_euclid_dist") ** 2
+        return torch.exp(-d / (2 * 0.25 * float(np.median(d.numpy()))))
+
+    values = {"l0": net.l0(x), "l1": net.l1(x), "f": f}
+    left = [torch.tensor([i for i in range(k, k + 20) if i not in dropped]) for k in (0, 20)]
+    for a, b in (("l0", "l1"), ("l0", "f"), ("l1", "f")):
+        pairs = list(zip(values[a].split(20), values[b].split(20)))
+
+        def mean(p, q, pairs=pairs):
+            return sum(song(kernel(u[p]), kernel(u[q])) for u in pairs)
+
+        row, column = ("a", a), (("a", b) if b != "f" else ("f", "f"))
+        value = got.replicates(*row, *column, "rbf")[0]
+        assert value == pytest.approx(mean(0, 1) / (mean(0, 0) * mean(1, 1)) ** 0.5, abs=1e-5)
+        value = got.replicates(*row, *column, "trimmed")[0]
+        parts = [[values[name][i].flatten(1) for i in left] for name in (a, b)]
+        assert value == pytest.approx(reference(*parts), abs=1e-5)
+    assert got.replicates("labels", "labels", "a", "l0", "trimmed")[0] == pytest.approx(
+        reference([nn.functional.one_hot(y[i]) for i in left], [values["l0"][i].flatten(1) for i in left]), abs=1e-5
+    )
+    for options in ({"leave_out": dropped}, {"estimators": ("trimmed",)}, {"estimators": every, "leave_out": [0.5]}):
+        with pytest.raises(ValueError, match="leave_out"):
+            compare({"a": net}, x, layers=["l0"], **options)
 
 
 def test_any_module_by_its_paths():
@@ -223,18 +263,18 @@ def test_offsets_and_scales(offset, scale, dtype):
 @settings(max_examples=25, deadline=None)
 def test_products_equal_those_in_float64(m, p, double):
     x = noise(m, p).to(torch.float64 if double else torch.float32)
-    got = grams.product(x)
+    got = product(x)
     assert got.dtype == x.dtype
     torch.testing.assert_close(got.double(), x.double() @ x.double().T, rtol=1e-6, atol=1e-5 * p**0.5)
 
 
 def test_only_sources_that_need_it_are_centred_first():
-    bank = grams.Bank([("s", "plain"), ("s", "shifted")], ("unbiased",), 2, torch.device("cpu"))
-    bank.open(32)
-    bank.put(("s", "plain"), noise(32, 50).relu())
-    bank.put(("s", "shifted"), noise(32, 50) + 30)
-    bank.close(0, 0)
-    assert bank.careful == [False, True]
+    sums = HsicSums([("s", "plain"), ("s", "shifted")], ("unbiased",), 2, torch.device("cpu"))
+    sums.begin_batch(32)
+    sums.add(("s", "plain"), noise(32, 50).relu())
+    sums.add(("s", "shifted"), noise(32, 50) + 30)
+    sums.end_batch(0, 0)
+    assert sums.careful == [False, True]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -346,10 +386,10 @@ def test_batches_of_a_tensor_are_nearly_equal():
     sizes = []
     net = Layers(lambda x: sizes.append(len(x)) or x.flatten(1))
     quiet({"a": net}, noise(1000, 4), layers=["l0"], batch_size=128)
-    assert sizes == [125] * 8
+    assert sizes == [3] + [125] * 8  # layers are tried on three images first
     sizes.clear()
     quiet({"a": net}, noise(7, 4), layers=["l0"], batch_size=4)
-    assert sizes == [7]
+    assert sizes == [3, 7]
 
 
 def test_a_short_last_batch_counts_for_what_it_is():
@@ -368,8 +408,6 @@ def test_a_shuffled_loader_cannot_mix_up_two_networks():
     np.testing.assert_allclose(got.curve("a", "b")["cka"], 1, atol=1e-7)
     with pytest.raises(ValueError, match="f: expected rows in the loader's order"):
         both(loader, features={"f": X.flatten(1)})
-    with pytest.raises(ValueError, match="plain loader"):
-        both(DataLoader(TensorDataset(X), batch_size=22, sampler=DistributedSampler(TensorDataset(X), 2, 0)))
 
 
 def test_uint8_images_are_brought_into_the_studys_scale():
@@ -436,27 +474,50 @@ def test_intervals_cover():
         got = quiet({"a": Layers(lambda x: x)}, x, layers=["l0"], features=features, batch_size=30, folds=4)
         low, high = got.table("x", "both")[["low", "high"]].iloc[0]
         hits += low <= truth**0.5 <= high
-        estimate, low, high = got.difference(("x", "x", "both", "both"), ("e", "e", "other", "other"))
+        replicates = got.replicates(["x", "e"], ["x", "e"], ["both", "other"], ["both", "other"])
+        estimate, low, high = jackknife(replicates[:, 0] - replicates[:, 1], got.weights)
         differences += low <= 0 <= high
     assert 105 <= hits and 105 <= differences <= 120 and hits <= 120
 
 
-def test_differences_use_the_same_images():
+def test_replicates_leave_out_each_fold_and_any_function_of_them_has_an_interval():
     got = both(labels=Y, features={"f": X.flatten(1)[:, :7]}, batch_size=11)
+    parts = [[v.split(11)[k] for k in range(6)] for v in (NET.l1(X), X.flatten(1)[:, :7])]
+    expected = [reference(*parts)] + [reference(*[p[:k] + p[k + 1 :] for p in parts]) for k in range(6)]
+    np.testing.assert_allclose(got.replicates("a", "l1", "f", "f"), expected, atol=1e-5)
     first, second = ("a", "l0", "labels", "labels"), ("a", "l1", "f", "f")
-    estimate, low, high = got.difference(first, second)
-    cells = [got.matrix(a, b).loc[k, l] for a, k, b, l in (first, second)]
-    assert estimate == pytest.approx(cells[0] - cells[1]) and low < estimate < high
-    assert got.difference(first, first) == (0, 0, 0)
+    several = got.replicates(*zip(first, second))
+    np.testing.assert_array_equal(several, np.stack([got.replicates(*first), got.replicates(*second)], 1))
+    np.testing.assert_array_equal(got.replicates("a", ["l0", "l1"], "f", "f")[:, 1], got.replicates(*second))
+    estimate, low, high = jackknife(several[:, 0] - several[:, 1], got.weights)
+    assert low < estimate < high and estimate == pytest.approx(
+        got.matrix("a", "labels").loc["l0"].iloc[0] - several[0, 1]
+    )
+    assert jackknife(several[:, 0] - several[:, 0], got.weights) == (0, 0, 0)
     ratio = got.interval(lambda c: c(*second) / np.sqrt(c("a", "l1", "a", "l1") * c("f", "f", "f", "f")))
-    assert ratio[0] == pytest.approx(cells[1])
+    assert ratio == pytest.approx([float(v) for v in jackknife(several[:, 1], got.weights)])
+    for ask, match in (
+        (lambda: got.replicates(["a", "a"], ["l0"], "f", "f"), r"sequences of one length, got \[1, 2\]"),
+        (lambda: jackknife(np.zeros(6), got.weights), r"1 \+ 6 replicates"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            ask()
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error():
+    """For equal groups the delete-a-group jackknife of a mean is the standard error of the groups' means, exactly."""
+    x = np.random.RandomState(0).randn(8, 5)
+    values = np.array([x.mean(), *(np.delete(x, k, 0).mean() for k in range(8))])
+    value, low, high = jackknife(values, np.full(8, 5))
+    assert value == values[0] and high - value == pytest.approx(student.ppf(0.975, 7) * x.mean(1).std(ddof=1) / 8**0.5)
+    assert np.isnan(jackknife(np.ones((2, 3)), [5])[1]).all()
 
 
 def test_folds_bound_what_is_kept():
     many = quiet({"a": NET}, noise(400, 3, 4, 4), layers=["l0", "l1"], batch_size=4, folds=10)
-    assert many.hsic["unbiased"].shape == (10, 2, 2) and many.weights.tolist() == [40] * 10
+    assert many.hsic["unbiased"].shape == (10, 3) and many.weights.tolist() == [40] * 10
     few = both(batch_size=22)
-    assert few.hsic["unbiased"].shape == (3, 2, 2)
+    assert few.hsic["unbiased"].shape == (3, 3)
 
 
 def test_a_comparison_is_stored_as_tensors():
@@ -474,7 +535,7 @@ def test_questions_about_what_was_not_compared():
         (lambda: got.matrix("A"), "did you mean a"),
         (lambda: got.layers("c"), "'c'"),
         (lambda: got.matrix("a", estimator="biased"), "expected one of unbiased, got 'biased'"),
-        (lambda: got.difference(("a", "l7", "a", "l0"), ("a", "l0", "a", "l0")), "l0, l1 of 'a', got 'l7'"),
+        (lambda: got.replicates("a", "l7", "a", "l0"), "l0, l1 of 'a', got 'l7'"),
     ]:
         with pytest.raises(ValueError, match=match):
             ask()
@@ -492,14 +553,16 @@ def test_questions_about_what_was_not_compared():
         ({"models": NET}, TypeError, "models: expected a dict"),
         ({"models": {}}, TypeError, "at least one"),
         ({"models": {"a": lambda x: x}}, TypeError, "torch module, got function"),
+        ({"models": {}, "images": None}, TypeError, "or features, got none"),
+        ({"images": None}, TypeError, "images: expected a tensor"),
         ({"models": {"a@b": NET}}, ValueError, "a@b"),
         ({"models": {"labels": NET}}, ValueError, "labels"),
         ({"images": X[:3]}, ValueError, "images: expected at least 4"),
-        ({"images": X.numpy()[0, 0, 0]}, TypeError, "in batch 0"),
+        ({"images": X.numpy()[0, 0, 0]}, ValueError, r"images: expected at least 4, .*got shape \(4,\)"),
         ({"images": 3}, TypeError, "got int"),
         ({"images": []}, ValueError, "got none"),
         ({"images": [X[:2]]}, ValueError, "got 2"),
-        ({"images": [{"photo": X}]}, ValueError, "got photo; pass input_key="),
+        ({"images": [{"photo": "p.png"}]}, ValueError, "got photo; pass input_key="),
         ({"images": [(["a"], X)]}, TypeError, "batch 0"),
         ({"images": [(X, ["a"] * 66)]}, ValueError, "labels=False"),
         ({"images": X.clone().index_fill_(0, torch.tensor([9]), float("nan"))}, ValueError, "images: expected finite"),
@@ -511,7 +574,8 @@ def test_questions_about_what_was_not_compared():
         ({"images": [X[:40], X[40:]], "features": {"f": noise(70, 2)}}, ValueError, "got 70 for 66"),
         ({"features": {"f": noise(66, 2) / 0}}, ValueError, "f: expected finite"),
         ({"features": {"a": noise(66, 2)}}, ValueError, "not taken, got 'a'"),
-        ({"features": {"f": [1]}}, TypeError, "got list"),
+        ({"features": {"f": ["cat"]}}, TypeError, "features, f: expected numbers, got list of <U3; pd.factorize"),
+        ({"features": noise(66, 2)}, TypeError, "features: expected a dict by name"),
         ({"views": {"v": 3}}, TypeError, "'v' to be a function"),
         ({"views": {"v": lambda x, g: x[:5]}}, ValueError, r"a@v: expected one row an image \(33\)"),
         ({"layers": ["l7"]}, ValueError, "'l7'"),
@@ -520,10 +584,13 @@ def test_questions_about_what_was_not_compared():
         ({"transform": {"b": abs}}, ValueError, "transform"),
         ({"estimators": "biased"}, ValueError, "estimators"),
         ({"estimators": ("exact",)}, ValueError, "exact"),
-        ({"kernel": "cosine"}, ValueError, "cosine"),
         ({"batch_size": 3}, ValueError, "got 3 and 20"),
         ({"folds": 1}, ValueError, "got 40 and 1"),
-        ({"models": {"a": Layers(lambda x: x.sum())}, "layers": ["l0"]}, ValueError, "first dimension"),
+        (
+            {"models": {"a": Layers(lambda x: x.sum())}, "layers": ["l0"]},
+            ValueError,
+            "'l0': of shape .*one row an image",
+        ),
     ],
 )
 def test_unusable_arguments(options, error, match):
@@ -537,7 +604,7 @@ def test_networks_are_left_as_they_were_also_after_an_error():
     state = {key: value.clone() for key, value in model.state_dict().items()}
     x = noise(64, 8)
     quiet({"a": model}, x, layers=["linear@2"], batch_size=16)
-    with pytest.raises(ValueError, match="linear@1"):
+    with pytest.raises(ValueError, match="'linear@2': called more than once"):
         compare({"a": model}, x, layers=["linear"])
     assert all(module.training for module in model.modules())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
@@ -545,37 +612,7 @@ def test_networks_are_left_as_they_were_also_after_an_error():
     model(x).sum().backward()  # and it still trains
 
 
-# ---- several processes -------------------------------------------------------------------------------------------------
-
-
-def one_rank(rank, folder):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.save(sample().to_tensors(), f"{folder}/{rank}")
-    broken = {"a": Layers(lambda x: x, lambda x: x / (0 if rank else 1))}
-    try:
-        compare(broken, noise(66, 6), layers=["l0", "l1"], batch_size=11)
-    except (ValueError, RuntimeError) as error:
-        torch.save(str(error), f"{folder}/error{rank}")
-    torch.distributed.destroy_process_group()
-
-
-def sample():
-    batches = list(zip(noise(63, 3, 16, 16).split(10), Y[:63].split(10)))
-    return compare({"a": build(width=4)}, batches, pixels=True, progress=True)
-
-
-def test_two_ranks_equal_one_process_and_none_waits_for_one_that_failed(tmp_path):
-    torch.multiprocessing.spawn(one_rank, (str(tmp_path),), nprocs=2)
-    expected = sample()
-    for rank in (0, 1):
-        got = Comparison.from_tensors(*torch.load(tmp_path / str(rank)))
-        assert got.images == 63
-        for columns in (("a", "a"), ("a", "labels"), ("a", "pixels")):
-            a, b = (result.table(*columns)[["cka", "low", "high"]] for result in (got, expected))
-            np.testing.assert_allclose(a, b, atol=1e-6)
-    assert "another one failed" in torch.load(tmp_path / "error0")
-    assert "'l1', batch 1" in torch.load(tmp_path / "error1")
+# ---- files ------------------------------------------------------------------------------------------------------------
 
 
 def test_selected_pairs_make_a_small_file_and_other_pairs_are_refused():
@@ -597,8 +634,37 @@ def test_selected_pairs_make_a_small_file_and_other_pairs_are_refused():
             comparison.matrix("a", "b@v")
     pd.testing.assert_frame_equal(again.table("a", "b"), kept.table("a", "b"), check_exact=True)
     assert tensors["hsic.unbiased"].dtype == torch.float32
-    size = sum(t.numel() * t.element_size() for t in tensors.values())
-    dense = sum(t.numel() * t.element_size() for t in whole.hsic.values())
-    assert size < dense / 3
     full, _ = whole.to_tensors()
     assert full["hsic.unbiased"].dtype == torch.float64  # nothing is rounded without being asked
+
+
+def test_of_some_pairs_the_sum_over_folds_is_enough():
+    got = both(labels=Y, features={"f": X.flatten(1)[:, :7]}, batch_size=11, estimators=("unbiased", "biased"))
+    kept = got.select(lambda s, t: "labels" in (s[0], t[0]), lambda s, t: "f" in (s[0], t[0]))
+    for comparison in (
+        kept,
+        Comparison.from_tensors(*kept.to_tensors()),
+        kept.select(lambda s, t: True, lambda s, t: True),
+    ):
+        for estimator in ("unbiased", "biased"):
+            part, whole = (c.table("a", "f", estimator) for c in (comparison, got))
+            np.testing.assert_allclose(part["cka"], whole["cka"], rtol=1e-6)
+            assert part[["low", "high"]].isna().all(axis=None) and whole.notna().all(axis=None)
+            pd.testing.assert_frame_equal(*(c.table("a", "labels", estimator) for c in (comparison, got)), rtol=1e-5)
+        assert np.isnan(comparison.replicates("a", "l0", "f", "f")[1:]).all() and not comparison.undefined
+        with pytest.raises(ValueError, match="not among the pairs"):
+            comparison.matrix("a", "a")
+    tensors, _ = kept.to_tensors()
+    assert tensors["hsic.biased"].shape == (6, 4 + 3) and tensors["total.biased"].shape == (
+        2,
+    )  # with itself, labels; f
+
+
+def test_files_of_earlier_versions_are_read():
+    tensors = {
+        "cells": torch.tensor([[0, 0, 1], [0, 1, 1]], dtype=torch.int32),
+        "weights": torch.tensor([8.0, 8.0], dtype=torch.float64),
+        "hsic.unbiased": torch.tensor([[4.0, 1.0, 1.0], [5.0, 2.0, 3.0]]),
+    }
+    got = Comparison.from_tensors(tensors, {"sources": [["a", "x"], ["b", "y"]], "kernel": "rbf", "threshold": 1.0})
+    np.testing.assert_allclose(got.replicates("a", "x", "b", "y"), [3 / 6, 2 / 15**0.5, 1 / 2])

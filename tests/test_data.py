@@ -742,7 +742,7 @@ def other_classes(folder):
 
 def one_class(folder):
     write(folder, classes=("cat",))
-    return ValueError, "source: expected images of at least 2 classes, got one, 'cat', in pets"
+    return ValueError, "pets: expected images of at least 2 classes, got one, 'cat'"
 
 
 def hidden_images(folder):

@@ -8,21 +8,20 @@ import time
 from pathlib import Path
 
 import nbformat
+import papermill
 import psutil  # of ipykernel
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 run_all = __import__("run_all")
+from repsim.study import Study  # noqa: E402
 
-PARAMETERS = "\n".join(
-    f"{name} = None" for name in ("data", "train_images", "test_images", "image_size", "architecture", "width",
-                                  "epochs_sl", "epochs_simclr", "batch_size", "seeds", "controls", "recipe", "device", "out",
-                                  "artefacts")
-)  # fmt: skip
+PARAMETERS = 'profile = "quick"\nchanges = {}'
+OUT = "import json, pathlib\nout = pathlib.Path(changes['out'])\n"
 CLAIM = """
 import json, pathlib
-folder = pathlib.Path(out) / "claims"
+folder = pathlib.Path(changes["out"]) / "claims"
 folder.mkdir(parents=True, exist_ok=True)
 claim = {"id": "%s", "statement": "s", "basis": "b", "verdict": "undecided", "parts": []}
 (folder / "%s.json").write_text(json.dumps(claim))
@@ -55,29 +54,35 @@ def project(tmp_path, monkeypatch):
     notebook(notebooks, "a", trace % "a" + CLAIM % ("C1", "C1"))
     notebook(notebooks, "b", trace % "b" + CLAIM % ("C2", "C2"))
     notebook(notebooks, "c", trace % "c")
-    leave = "import pathlib\nfile = pathlib.Path(out) / 'predictions' / 'd.json'\nfile.parent.mkdir(exist_ok=True)\n"
+    leave = OUT + "file = out / 'predictions' / 'd.json'\nfile.parent.mkdir(exist_ok=True)\n"
     notebook(notebooks, "d", trace % "d" + leave + """file.write_text('[{"outcome": "open"}]')""")
-    monkeypatch.setattr(run_all, "FURTHER", {"d": (["01_training"], ["predictions/d.json"])})
+    monkeypatch.setattr(run_all, "FURTHER", {"d": (["01_training"], ["predictions/d.json"], ["supcon", "byol-0"])})
     monkeypatch.setattr(run_all, "NOTEBOOKS", notebooks)
     monkeypatch.setattr(
         run_all,
         "CHAPTERS",
-        {"a": (["01_training"], ["claims/C1.json"]), "b": (["01_training"], ["claims/C2.json"]), "c": (["a"], [])},
+        {
+            "a": (["01_training"], ["claims/C1.json"], []),
+            "b": (["01_training"], ["claims/C2.json"], []),
+            "c": (["a"], [], []),
+        },
     )
     profile = tmp_path / "p.yaml"
-    profile.write_text("seeds: 1\nwidth: 8\n")
+    profile.write_text("seeds: 1\nwidth: 8\ntrain_images: 32\ntest_images: 16\nbatch_size: 16\n")
+    trained = []
+    monkeypatch.setattr(Study, "train_missing", lambda self, names, **how: trained.append((names, how)))
 
     def run(*options):
         (tmp_path / "trace").write_text("")
         code = run_all.main(["--profile", str(profile), "--out", str(tmp_path / "out"), *options])
         return code, sorted((tmp_path / "trace").read_text().split())
 
-    run.folder, run.notebooks, run.out = tmp_path, notebooks, tmp_path / "out"
+    run.folder, run.notebooks, run.out, run.trained = tmp_path, notebooks, tmp_path / "out", trained
     return run
 
 
 def test_runs_once_and_then_only_what_changed(project):
-    assert project() == (0, ["a", "b", "c", "train", "train"])
+    assert project() == (0, ["a", "b", "c", "train", "train", "train"])
     assert [c["id"] for c in json.loads((project.out / "claims.json").read_text())] == ["C1", "C2"]
     assert (project.out / "index.html").exists()
     assert project() == (0, [])
@@ -86,7 +91,7 @@ def test_runs_once_and_then_only_what_changed(project):
     source = project.notebooks / "a.ipynb"
     source.write_text(source.read_text().replace("'a' + ", "'a' + '' + "))
     assert project() == (0, ["a", "c"])
-    assert project("-p", "width", "4")[1] == ["a", "b", "c", "train", "train"]
+    assert project("-p", "width", "4")[1] == ["a", "b", "c", "train", "train", "train"]
     assert project("--force", "--only", "b", "-p", "width", "4")[1] == ["b", "train", "train"]
 
 
@@ -133,14 +138,14 @@ def test_a_failure_stops_what_depends_on_it_and_nothing_else(project, engine, ca
     good = (project.notebooks / "a.ipynb").read_text()
     notebook(project.notebooks, "a", "x = 1\nraise RuntimeError('no more disk')")
     code, ran = project(*engine)
-    assert code != 0 and ran == ["b", "train", "train"]
+    assert code != 0 and ran == ["b", "train", "train", "train"]
     assert "no more disk" in capfd.readouterr().err
     kept = json.loads((project.out / "notebooks" / "a.ipynb").read_text())
     assert any(o["output_type"] == "error" for c in kept["cells"] for o in c.get("outputs", []))
     (project.notebooks / "a.ipynb").write_text(good)
     assert project(*engine) == (0, ["a", "c"])
     out = capfd.readouterr().out
-    assert re.search(r"^c +done", out, re.M) and "2 to run, 3 up to date" in out
+    assert re.search(r"^c +done", out, re.M) and "2 of 2 run, 4 up to date" in out
 
 
 def test_a_kernel_that_dies_in_the_middle_is_said_and_leaves_what_was_there(project, capfd):
@@ -149,7 +154,13 @@ def test_a_kernel_that_dies_in_the_middle_is_said_and_leaves_what_was_there(proj
     notebook(project.notebooks, "a", "import os\nos.kill(os.getpid(), 9)")
     code, ran = project()
     assert code != 0 and ran == []
-    assert re.search("a: .*[Kk]ernel died.*out of memory.*a.ipynb is as it was", capfd.readouterr().err)
+    notebook(project.notebooks, "b", "import os\nos.kill(os.getpid(), 9)")
+    assert project()[1] == []
+    said = capfd.readouterr().err.split("stopped")[-1]
+    assert said.count("a: The kernel died (out of memory, or a crash in a native library).") == 2 - said.count(
+        "a: the same"
+    )
+    assert said.count("the same") == 1, "the second time it is not explained again"
     assert (project.out / "notebooks" / "a.ipynb").read_bytes() == whole
     page = (project.out / "index.html").read_text()
     assert "was executed with other settings, images or sources" in page and 'id="C2"' in page and 'id="C1"' not in page
@@ -159,13 +170,13 @@ def test_verdicts_of_other_settings_are_not_mixed_into_the_report(project):
     project()
     project("--only", "b", "-p", "width", "4")
     assert [c["id"] for c in json.loads((project.out / "claims.json").read_text())] == ["C2"]
-    assert (project.out / "index.html").read_text().count("was executed with other settings") == 2, "a and c"
+    assert (project.out / "index.html").read_text().count("was executed with other settings") == 3, "01, a and c"
     assert project() == (0, ["b", "train", "train"])
     assert [c["id"] for c in json.loads((project.out / "claims.json").read_text())] == ["C1", "C2"]
 
 
 def test_a_kernel_that_dies_at_its_start_is_started_again(project, monkeypatch):
-    execute, tries = run_all.papermill.execute_notebook, []
+    execute, tries = papermill.execute_notebook, []
 
     def dying(*args, **options):
         tries.append(args)
@@ -173,8 +184,8 @@ def test_a_kernel_that_dies_at_its_start_is_started_again(project, monkeypatch):
             raise RuntimeError("Kernel died before replying to kernel_info")
         return execute(*args, **options)
 
-    monkeypatch.setattr(run_all.papermill, "execute_notebook", dying)
-    assert project("--only", "01_training", "--jobs", "1") == (0, ["train", "train"]) and len(tries) == 3
+    monkeypatch.setattr(papermill, "execute_notebook", dying)
+    assert project("--only", "01_training", "--jobs", "1") == (0, ["train"] * 3) and len(tries) == 4
 
 
 def test_a_run_with_nothing_changed_does_not_write_the_report_again(project):
@@ -187,9 +198,8 @@ def test_a_run_with_nothing_changed_does_not_write_the_report_again(project):
 def test_list_says_what_would_run_and_runs_nothing(project, capfd):
     assert project("--list") == (0, [])
     listed = dict(line.split(maxsplit=1) for line in capfd.readouterr().out.splitlines())
-    assert listed == dict.fromkeys(["01_training-sl-0", "01_training-simclr-0", "a", "b", "c"], "to run") | {
-        "d": "with --all"
-    }
+    names = ["01_training-sl-0", "01_training-simclr-0", "01_training", "a", "b", "c"]
+    assert listed == dict.fromkeys(names, "to run") | {"d": "with --all"}
     project("--only", "a")
     project("--list")
     listed = dict(
@@ -199,7 +209,7 @@ def test_list_says_what_would_run_and_runs_nothing(project, capfd):
 
 
 def test_further_chapters_run_when_asked_for_and_stay_in_the_report(project, capfd):
-    assert project() == (0, ["a", "b", "c", "train", "train"])
+    assert project() == (0, ["a", "b", "c", "train", "train", "train"])
     assert json.loads((project.out / "predictions.json").read_text()) == []
     assert project("--all") == (0, ["d"]) and project("--all") == (0, [])
     assert json.loads((project.out / "predictions.json").read_text()) == [{"outcome": "open"}]
@@ -211,44 +221,133 @@ def test_further_chapters_run_when_asked_for_and_stay_in_the_report(project, cap
     assert re.search(r"^d +up to date", capfd.readouterr().out, re.M)
 
 
-def test_the_further_chapters_are_there():
-    plan = [job.name for job in run_all.jobs({"seeds": 1})]
-    assert [name for name in plan if not name.startswith("01")] == list(run_all.CHAPTERS)
-    more = [job for job in run_all.jobs({"seeds": 1}, further=True) if job.name in run_all.FURTHER]
-    assert all(job.source.exists() and job.needs == ("01_training-sl-0", "01_training-simclr-0") for job in more)
+def test_every_chapter_is_there_with_what_it_trains(tmp_path):
+    plan = run_all.jobs(Study.open("quick", seeds=1, out=str(tmp_path)), {})
+    own = tuple(name for name in Study.open("quick", seeds=1).names if not name.startswith("untrained"))
+    assert all(job.source.exists() for job in plan.values()) and plan["01_training-sl-0"].networks == ("sl-0",)
+    assert plan["02_layerwise_comparison"].networks == own and "sl-0" in own
+    for name in ("06_between_the_objectives", "07_when_it_happens", "08_auxiliary_tasks"):
+        assert plan[name].needs == tuple(f"01_training-{network}" for network in own)
+    assert plan["06_between_the_objectives"].networks == (
+        *own, "ce_views-0", "supcon-0", "nscl-0", "byol-0", "barlow-0", "vicreg-0", "rotation-0"
+    )  # fmt: skip
+
+
+def test_networks_are_trained_before_the_notebooks_and_only_those_that_they_need(project, monkeypatch):
+    monkeypatch.setattr(Study, "missing", lambda self, names: [])
+    project("--only", "01_training-sl-0", "--jobs", "1")
+    project("--jobs", "2", "--minutes", "60")
+    assert project("--all") == (0, ["d"])
+    assert project.trained == [
+        (["sl-0"], {"processes": 1, "minutes": None}),
+        (["simclr-0", "sl-0"], {"processes": 2, "minutes": 45}),
+        (["sl-0", "simclr-0", "supcon-0", "byol-0"], {"processes": pytest.approx(2, abs=2), "minutes": None}),
+    ]
+
+
+def test_where_time_ends_whole_seeds_are_drawn(project, monkeypatch, capfd):
+    """The networks of seed 0 are there, of seed 1 one is missing."""
+    missing = ["simclr-1"]
+    monkeypatch.setattr(Study, "missing", lambda self, names: [name for name in missing if name in names])
+    assert project("-p", "seeds", "2", "--minutes", "1") == (0, ["a", "b", "c", "train", "train", "train"])
+    missing = ["sl-0", "sl-1"]
+    assert project("-p", "seeds", "2", "--minutes", "1", "--force") == (1, [])
+    assert "sl-0, sl-1: there was no time for these" in capfd.readouterr().err
+
+
+def test_images_are_looked_at_once_before_anything_runs(project, capfd):
+    assert project("-p", "data", str(project.folder)) == (1, [])
+    error = capfd.readouterr().err
+    assert error.count("run_all.py: error") == error.count("train/CLASS") == 1 and not project.trained
+
+
+def test_nothing_is_read_again_where_nothing_changed(project, monkeypatch, capfd):
+    project()
+    with monkeypatch.context() as without:
+        for module in ("repsim.study", "papermill", "torch"):
+            without.setitem(sys.modules, module, None)
+        assert project() == (0, [])
+    assert "0 to run, 6 up to date" in capfd.readouterr().out
+    source = project.notebooks / "c.ipynb"
+    source.write_text(source.read_text().replace("# c", "# C"))
+    assert project() == (0, ["c"])
+
+
+def test_scripts_run_without_jupyter_and_what_they_leave_is_collected(project, monkeypatch, capfd):
+    blocked = (
+        "import sys\nfor n in ('altair', 'IPython', 'papermill', 'nbformat', 'ipykernel'): sys.modules[n] = None\n"
+    )
+    (project.folder / "blocked").mkdir()
+    (project.folder / "blocked" / "sitecustomize.py").write_text(blocked)
+    monkeypatch.setenv("PYTHONPATH", str(project.folder / "blocked"))
+    cells = f"""{blocked}
+# %% tags=["parameters"]
+profile = "none"  # str: another comment
+changes = {{}}
+
+# %%
+{CLAIM % ("C1", "C1")}
+from repsim.study import Study
+print(Study.open(profile, **changes).width, "\\d")
+"""
+    for name in ("01_training", "a", "b", "c"):
+        (project.notebooks / f"{name}.py").write_text(cells if name == "a" else "network = 1\nprint(network)")
+    (project.notebooks / "c.py").write_text("raise RuntimeError('no more disk')")
+    code = f"""{blocked}
+import runpy, pathlib, run_all
+run_all.NOTEBOOKS = pathlib.Path({str(project.notebooks)!r})
+run_all.CHAPTERS, run_all.FURTHER = {run_all.CHAPTERS!r}, {{}}
+sys.exit(run_all.main(sys.argv[1:]))
+"""
+    options = ["--plain", "--profile", str(project.folder / "p.yaml"), "--out", str(project.out)]
+    environment = os.environ | {"PYTHONPATH": f"{project.folder / 'blocked'}{os.pathsep}{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *options, "-p", "epochs_sl", "1", "-p", "epochs_simclr", "1"],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and "c: RuntimeError: no more disk" in done.stderr and "5 of 6 run" in done.stdout
+    printed = {path.stem: path.read_text() for path in (project.out / "notebooks").glob("*.txt")}
+    assert printed["a"] == "8 \\d\n" and printed["01_training-sl-0"] == "sl-0\n" and printed["01_training"] == "1\n"
+    assert [c["id"] for c in json.loads((project.out / "claims.json").read_text())] == ["C1"]
+    assert list((project.out / "networks").glob("simclr-0-*.safetensors"))
 
 
 def test_a_killed_run_leaves_no_process_behind(project):
-    """Nor memory: a process that doit started would wait for its next notebook for ever."""
-    started = "from pathlib import Path\n(Path(out) / network).touch()\nimport time\ntime.sleep(600)"
+    """Neither a kernel nor a training."""
+    started = OUT + "(out / network).touch()\nimport time\ntime.sleep(600)"
     notebook(project.notebooks, "01_training", started, '\nnetwork = ""')
-    code = f"import run_all, pathlib; run_all.NOTEBOOKS = pathlib.Path({str(project.notebooks)!r}); "
-    code += "run_all.CHAPTERS = run_all.FURTHER = {}; "
-    command = ["--profile", str(project.folder / "p.yaml"), "--out", str(project.out), "--jobs", "2"]
-    running = psutil.Popen([sys.executable, "-c", code + f"run_all.main({command!r})"], cwd=ROOT)
-    while not all((project.out / network).exists() for network in ("sl-0", "simclr-0")):
-        assert running.poll() is None
-        time.sleep(0.1)
-    children = running.children(recursive=True)
-    assert len(children) >= 4  # two processes and their kernels
-    running.kill()
-    left = psutil.wait_procs([running, *children], timeout=30)[1]
-    for process in left:
-        process.kill()
-    assert left == []
+    for options, ready in (
+        (["-p", "epochs_sl", "0", "-p", "epochs_simclr", "0"], lambda: (project.out / "sl-0").exists()),
+        (["-p", "epochs_sl", "9999"], lambda: list((project.out / "networks").glob("*.checkpoint"))),
+    ):
+        code = f"import run_all, pathlib; run_all.NOTEBOOKS = pathlib.Path({str(project.notebooks)!r}); "
+        code += "run_all.CHAPTERS = run_all.FURTHER = {}; "
+        command = ["--profile", str(project.folder / "p.yaml"), "--out", str(project.out), "--jobs", "2", *options]
+        running = psutil.Popen([sys.executable, "-c", code + f"run_all.main({command!r})"], cwd=ROOT)
+        while not ready():
+            assert running.poll() is None
+            time.sleep(0.1)
+        children = running.children(recursive=True)
+        assert children
+        running.kill()
+        left = psutil.wait_procs([running, *children], timeout=60)[1]
+        for process in left:
+            process.kill()
+        assert left == []
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
         (["--profile", "nowhere"], "profile: no file"),
-        (["-p", "speed", "3"], "unknown speed"),
+        (["-p", "widht", "3"], "widht = 3: a study has no parameter widht .did you mean width"),
         (["-p", "width", "wide"], "width: expected int, got 'wide'"),
         (["-p", "width", "["], "while parsing"),
         (["-p", "recipe", "{simclr: {temperature: 0}}"], "temperature"),
         (["--only", "99_nothing"], "--only: .*99_nothing"),
         (["--jobs", "0"], "--jobs"),
-        (["--threads", "-1"], "--threads"),
+        (["--minutes", "-1"], "--minutes"),
+        (["-p", "threads", "-1"], "threads: .*-1"),
         (["--engine", "cloud"], "--engine: invalid choice: 'cloud'"),
         (["--gpus", "1"], "--gpus 1: only with --engine slurm"),
         (["--engine", "slurm", "--time", "0"], "--time"),
@@ -276,36 +375,47 @@ def test_slurm_is_refused_where_it_cannot_be(project, capfd, monkeypatch):
     assert "no sbatch here" in capfd.readouterr().err and not project.out.exists()
 
 
-def test_a_parameter_that_a_notebook_lacks_is_refused(project, capfd):
-    source = project.notebooks / "b.ipynb"
-    source.write_text(source.read_text().replace("width = None", "w = None"))
-    with pytest.raises(SystemExit):
-        project()
-    assert "b.ipynb: does not take width" in capfd.readouterr().err
+PAPERMILL = [sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar"]
 
 
-def test_the_real_notebooks_run_with_plain_papermill_and_a_profile_file(tmp_path):
-    """The smallest possible study through the notebook that needs least."""
-    micro = (
-        "data: shapes\ntrain_images: 64\ntest_images: 64\nwidth: 4\nepochs_sl: 1\nepochs_simclr: 1\nbatch_size: 32\n"
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["-y", "changes: {wdith: 3}"], "wdith = 3: a study has no parameter wdith .did you mean width"),
+        (["-y", "changes: {width: wide}"], "width: expected int, got 'wide'"),
+        (["-p", "width", "16"], "width: this notebook has no such parameter.*changes: {'width': ...}"),
+        (["-p", "profile", "qiuck"], "profile: no file .*did you mean quick"),
+    ],
+)
+def test_plain_papermill_refuses_what_the_study_does_not_have_in_the_first_cell(options, message, tmp_path):
+    cells = "from repsim.study import Study\nstudy = Study.open(profile, **changes)"
+    notebook(tmp_path, "n", cells)
+    done = subprocess.run(
+        [*PAPERMILL, str(tmp_path / "n.ipynb"), str(tmp_path / "done.ipynb"), *options], capture_output=True, text=True
     )
+    assert (
+        done.returncode != 0 and re.search(message, done.stderr) and "In [2]" in done.stderr or "In [3]" in done.stderr
+    )
+
+
+def test_a_real_notebook_runs_with_plain_papermill_and_a_profile_file(tmp_path):
+    """The smallest possible study through the notebook that needs least."""
     (tmp_path / "micro.yaml").write_text(
-        micro + f"out: {tmp_path / 'runs' / 'micro'}\nrecipe: {{learning_rate: 0.5}}\n"
+        "data: shapes\ntrain_images: 64\ntest_images: 64\nwidth: 4\nepochs_sl: 1\nepochs_simclr: 1\nbatch_size: 32\n"
+        f"out: {tmp_path / 'runs' / 'micro'}\nrecipe: {{learning_rate: 0.5}}\n"
     )
     command = [
-        sys.executable,
-        "-m",
-        "papermill",
+        *PAPERMILL,
         "01_training.ipynb",
         str(tmp_path / "done.ipynb"),
-        "-f",
+        "-p",
+        "profile",
         str(tmp_path / "micro.yaml"),
     ]
-    environment = os.environ | {"TQDM_DISABLE": "1"}
     done = subprocess.run(
-        [*command, "-p", "network", "sl-0", "-k", "python3"],
+        [*command, "-p", "network", "sl-0"],
         cwd=ROOT / "notebooks",
-        env=environment,
+        env=os.environ | {"TQDM_DISABLE": "1"},
         capture_output=True,
         text=True,
     )

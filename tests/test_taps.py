@@ -7,9 +7,8 @@ import torch
 from torch import nn
 from torchvision.models import VisionTransformer
 
-from repsim import allocator
 from repsim.models import build, layer_names, layer_paths
-from repsim.taps import network_input, pooled, resolve, tapped
+from repsim.taps import network_input, pooled, resolve, tapped, tune_allocator
 
 
 def noise(*shape, seed=0):
@@ -187,7 +186,8 @@ def test_pooled_features():
         torch.testing.assert_close(got[name], expected, rtol=1e-4, atol=1e-5)
     tokens = pooled(vit(), noise(3, 3, 32, 32), ["encoder.ln"], batch_size=2)["encoder.ln"]
     torch.testing.assert_close(tokens, collect(vit(), ["encoder.ln"], noise(3, 3, 32, 32))["encoder.ln"].mean(1))
-    for images, settings in ((x[:0], {}), (x, {"batch_size": 0}), (x.numpy(), {})):
+    torch.testing.assert_close(pooled(model, x.numpy(), ["pool"])["pool"], got["pool"])
+    for images, settings in ((x[:0], {}), (x, {"batch_size": 0})):
         with pytest.raises(ValueError, match="expected"):
             pooled(model, images, **settings)
 
@@ -206,7 +206,7 @@ def test_network_input():
 
 def test_the_allocator_has_a_switch(monkeypatch):
     monkeypatch.setenv("REPSIM_MALLOC", "0")
-    assert allocator.tune.__wrapped__() is False
+    assert tune_allocator.__wrapped__() is False
     monkeypatch.delenv("REPSIM_MALLOC")
     monkeypatch.setattr("sys.platform", "darwin")
-    assert allocator.tune.__wrapped__() is False
+    assert tune_allocator.__wrapped__() is False

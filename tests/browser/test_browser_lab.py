@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from repsim.render import MIME
+from repsim.charts import MIME
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parents[2]

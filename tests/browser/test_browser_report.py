@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 from repsim import publish, report, robustness
-from repsim.render import MIME
+from repsim.charts import MIME
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parents[2]
