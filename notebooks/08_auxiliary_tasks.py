@@ -13,7 +13,7 @@
 # networks before they are transferred, and changes, on images with a known cause, whether what SimCLR's views keep goes with the classes.
 
 # %% tags=["parameters"]
-profile = "results/cifar10-objectives"  # str: a profile (quick, gpu, ...), a YAML file, or published results to draw; paths count from the checkout
+profile = "quick"  # str: a profile (quick, gpu, ...), a YAML file, or published results to draw; paths count from the checkout
 changes = {}  # dict: any field of repsim.study.Study, such as {"data": "~/my-images", "width": 32}
 grid = False  # bool: train the grid of the last part if its table is not there yet, an hour on two cores
 
@@ -51,61 +51,21 @@ def gain(evidence, measure, objective, layer, over="untrained"):
 titles = {"probe": "class", "views": "an image's other view", "views of a class": "other view, within a class"}
 curves = [placed.curves(partial(gain, placed, m), SHOWN, blocks).assign(reading=t) for m, t in titles.items()]
 title = "What an auxiliary loss adds: readings of every block, gain over untrained networks"
-charts.lines(pd.concat(curves), panel="reading", y_title="nats", shared=False, title=title)
+charts.lines(pd.concat(curves), y="value", panel="reading", y_title="nats", shared=False, title=title)
 
 # %%
-seeds, gate, judged = study.seeds, study.gate(), {}
-OUTCOMES = {"supported": "confirmed", "contradicted": "refuted", "undecided": "open"}
-rows = [l.strip("| ").split(" | ") for l in (ROOT / "docs" / "preregistration.md").read_text().splitlines()]
-COLUMNS = ["id", "prediction", "criterion", "why", "meaning"]
-REGISTERED = pd.DataFrame([r for r in rows if r[0][:2] == "8."], columns=COLUMNS).set_index("id")
-told, nats = partial(claims.told, seeds=seeds), partial(claims.part, seeds=seeds, unit="nats")
-
-
-def predicted(id, sentence, *parts, gate=gate):
-    """Judge a prediction, note it for the end of this page, and tell its effect."""
-    judged[id] = claim = claims.Claim(id, REGISTERED.prediction[id], parts, sentence, gate=gate)
-    return f"- {sentence} **{id}: {outcome(claim)}.**" + f" {claim.reason}." * bool(claim.reason)
-
-
-def outcome(claim):
-    return OUTCOMES.get(claim.verdict, claim.verdict)
-
-
-def at_most(limit, statement, cost, seeds=seeds):
-    """A part: a cost is below a limit; drawn with the limit at 1 and no cost at 2."""
-    return claims.part(statement, cost, seeds, below=limit, unit="nats", scaled=2 - cost / limit)
-
-
-def less_than(share, statement, cost, owner):
-    """A part: a cost is below a share of somebody's gain; drawn with that share at 1 and all of the gain at 0."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        remains = 1 - np.where(owner > 0, cost / owner, np.nan)
-    return nats(statement, cost - share * owner, below=0.0, scaled=remains / (1 - share))
-
-
+seeds, told = study.seeds, partial(claims.told, seeds=study.seeds)
 in_simclr, in_sl = ("simclr_sl_middle", end, "simclr"), ("sl_simclr_middle", end, "sl_simclr_views")
 classes_added, views_lost = gain(placed, "probe", *in_simclr), -gain(placed, "views", *in_simclr)
 views_added = gain(placed, "views of a class", "sl_simclr_middle", middle, "sl_simclr_views")
 classes_lost, of_simclr = -gain(placed, "probe", *in_sl), gain(placed, "views", "simclr", end)
-answers = [
-    predicted(
-        "8.3",
-        f"Cross-entropy at the end of SimCLR's stage 3 improves the class reading at the network's end by {told(classes_added)} "
-        f"nats and costs {told(views_lost)} of the {told(of_simclr)} nats that SimCLR gained in recognising other views.",
-        less_than(0.2, "it costs less than a fifth of SimCLR's gain in views", views_lost, of_simclr),
-        nats("it improves the class reading at the network's end", classes_added, above=0.05),
-    ),
-    predicted(
-        "8.4",
-        f"NT-Xent at the end of SL's stage 3 improves the view reading within classes there by {told(views_added)} nats and "
-        f"costs {told(classes_lost)} nats of the class reading at the network's end.",
-        nats("it improves the view reading within classes", views_added, above=0.05),
-        at_most(0.05, "it costs little of the class reading", classes_lost),
-    ),
-    f"\n*This run:* {study.basis()}. {study.learnt()}",
-]
-charts.markdown("\n".join(answers))
+sentences = {
+    "8.3": f"Cross-entropy at the end of SimCLR's stage 3 improves the class reading at the network's end by {told(classes_added)} "
+    f"nats and costs {told(views_lost)} of the {told(of_simclr)} nats that SimCLR gained in recognising other views.",
+    "8.4": f"NT-Xent at the end of SL's stage 3 improves the view reading within classes there by {told(views_added)} nats and "
+    f"costs {told(classes_lost)} nats of the class reading at the network's end.",
+}
+charts.markdown("\n\n".join([*sentences.values(), f"*This run:* {study.basis()}. {study.learnt()}"]))
 
 # %% [markdown]
 # *How to read the figure.* Each reading is the loss of a linear probe on frozen features; a line shows by how much it is better than an untrained network's at the same
@@ -165,7 +125,67 @@ charts.bars(table, "place", "value", "effect", value_title="nats at the network'
 
 # %% [markdown]
 # *How to read it.* The better place gains more and loses less. A network without the second loss is at 0 in both by construction: that is the placebo of 8.3 and 8.4.
-#
+
+# %% [markdown]
+# ## Both predictions, part by part
+
+# %%
+gate, judged = study.gate(), {}
+OUTCOMES = {"supported": "confirmed", "contradicted": "refuted", "undecided": "open"}
+
+
+def registered():
+    """The predictions of this chapter, as docs/preregistration.md has them."""
+    rows = [line.strip("| ").split(" | ") for line in (ROOT / "docs" / "preregistration.md").read_text().splitlines()]
+    columns = ["id", "prediction", "criterion", "why", "meaning"]
+    return pd.DataFrame([row for row in rows if row[0].startswith("8.")], columns=columns).set_index("id")
+
+
+def outcome(claim):
+    return OUTCOMES.get(claim.verdict, claim.verdict)
+
+
+def predicted(id, sentence, *parts, gate):
+    """Judge a prediction, note it for the end of this page, and tell its effect."""
+    judged[id] = claim = claims.Claim(id, registered().prediction[id], parts, sentence, gate=gate)
+    return f"- {sentence} **{id}: {outcome(claim)}.**" + f" {claim.reason}." * bool(claim.reason)
+
+
+def at_most(limit, statement, cost, seeds):
+    """A part: a cost is below a limit; drawn with the limit at 1 and no cost at 2."""
+    return claims.part(statement, cost, seeds, below=limit, unit="nats", scaled=2 - cost / limit)
+
+
+def less_than(share, statement, cost, owner, seeds):
+    """A part: a cost is below a share of somebody's gain; drawn with that share at 1 and all of the gain at 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        remains = 1 - np.where(owner > 0, cost / owner, np.nan)
+    contrast, scaled = cost - share * owner, remains / (1 - share)
+    return claims.part(statement, contrast, seeds, below=0.0, unit="nats", scaled=scaled)
+
+
+nats = partial(claims.part, seeds=seeds, unit="nats")
+predicted(
+    "8.3",
+    sentences["8.3"],
+    less_than(0.2, "it costs less than a fifth of SimCLR's gain in views", views_lost, of_simclr, seeds),
+    nats("it improves the class reading at the network's end", classes_added, above=0.05),
+    gate=gate,
+)
+predicted(
+    "8.4",
+    sentences["8.4"],
+    nats("it improves the view reading within classes", views_added, above=0.05),
+    at_most(0.05, "it costs little of the class reading", classes_lost, seeds),
+    gate=gate,
+)
+charts.forest(claims.parts(list(judged.values())), title="8.3 and 8.4, part by part")
+
+# %%
+outcomes = "; ".join(f"{id}: {outcome(claim)}" for id, claim in judged.items())
+charts.markdown(f"**{outcomes}.**" + f" Not judged, as {gate}." * bool(gate))
+
+# %% [markdown]
 # ## Where should a network be cut before it is transferred?
 #
 # If SL's last layers fit the classes (C5), its last stage should cost what *other* classes need. To test it, networks are trained on half of the classes and read on the other
@@ -255,19 +275,20 @@ readings = {name: {m: as_reading(table, of) for m, of in columns.items()} for na
 moved = claims.Evidence(None, readings, seeds)
 
 
-def beats_its_probe(objective, cut):
-    better = moved.reading("probe", objective, cut) - moved.reading("fine-tuned", objective, cut)
-    value, low, _ = claims.interval(better, seeds)
+def beats_its_probe(evidence, objective, cut):
+    """Whether fine-tuning above a cut is shown to read more than a linear probe at it."""
+    better = evidence.reading("probe", objective, cut) - evidence.reading("fine-tuned", objective, cut)
+    value, low, _ = claims.interval(better, evidence.seeds)
     return (value if math.isnan(low) else low) > 0
 
 
-fair = [cut for cut in cuts if beats_its_probe("untrained", cut)]
-valid = {o: [cut for cut in fair if beats_its_probe(o, cut)] for o in ("sl", "simclr")}
+fair = [cut for cut in cuts if beats_its_probe(moved, "untrained", cut)]
+valid = {o: [cut for cut in fair if beats_its_probe(moved, o, cut)] for o in ("sl", "simclr")}
 curves = [moved.curves(partial(gain, moved, "probe"), [o], blocks).assign(how="linear probe") for o in valid]
 for o, layers in valid.items():
     curves.append(moved.curves(partial(gain, moved, "fine-tuned"), [o], layers).assign(how="fine-tuned above the cut"))
 title = "Transfer to other classes from every depth: gain over untrained networks"
-charts.lines(pd.concat(curves), panel="how", y_title="nats", title=title)
+charts.lines(pd.concat(curves), y="value", panel="how", y_title="nats", title=title)
 
 # %%
 cost = {o: gain(moved, "probe", o, middle) - gain(moved, "probe", o, end) for o in ("sl", "simclr")}
@@ -277,11 +298,13 @@ answers = [
         "8.1",
         f"Beyond what untrained networks lose, SL's last stage costs {told(cost['sl'])} nats in reading other classes.",
         nats("cost of SL's last stage", cost["sl"], above=0.05),
+        gate=gate,
     ),
     predicted(
         "8.2",
         f"SimCLR's last stage costs {told(cost['simclr'])} nats in the same sense, SL's {told(cost['sl'])}.",
-        less_than(0.5, "SimCLR's last stage costs less than half of SL's", cost["simclr"], cost["sl"]),
+        less_than(0.5, "SimCLR's last stage costs less than half of SL's", cost["simclr"], cost["sl"], seeds),
+        gate=gate,
     ),
     f"\nFine-tuning is invalid, as it does not beat the linear probe, for: {', '.join(invalid) or 'none'}.",
 ]
@@ -450,13 +473,14 @@ if jitter:
 # ## All predictions
 
 # %%
-judged = dict(sorted(judged.items()))
-charts.forest(claims.one_look(list(judged.values())), title="Predictions in units of their thresholds")
+in_order = [judged[id] for id in sorted(judged)]
+charts.forest(claims.one_look(in_order), title="Predictions in units of their thresholds")
 
 # %%
-reasons = REGISTERED[["why", "meaning"]].to_dict("index")
-study.keep("08", [c.to_dict() | {"verdict": outcome(c)} | reasons[id] for id, c in judged.items()])
-table = REGISTERED.assign(outcome=[outcome(judged[i]) if i in judged else "not run" for i in REGISTERED.index])
+table = registered()
+reasons = table[["why", "meaning"]].to_dict("index")
+study.keep("08", [c.to_dict() | {"verdict": outcome(c)} | reasons[c.id] for c in in_order])
+table["outcome"] = [outcome(judged[id]) if id in judged else "not run" for id in table.index]
 charts.markdown(table.reset_index()[["id", "prediction", "criterion", "outcome", "why"]])
 
 # %% [markdown]
@@ -464,15 +488,15 @@ charts.markdown(table.reset_index()[["id", "prediction", "criterion", "outcome",
 
 
 # %%
-def advice(id):
+def advice(id, meaning, claim):
     """What the outcome of a prediction means for a designer, with the numbers that it rests on."""
-    meaning, claim = REGISTERED.meaning[id], judged.get(id)
     verdict = outcome(claim) if claim else "not run"
     words = {"confirmed": "To do", "refuted": "Not to do"}.get(verdict, "Not decided")
     return f"1. {words}: {meaning} ({id}, {verdict}). {claim.sentence if claim else ''}"
 
 
-charts.markdown("\n".join(map(advice, ["8.1", "8.2", "8.3", "8.4", "8.5"])))
+five = ["8.1", "8.2", "8.3", "8.4", "8.5"]
+charts.markdown("\n".join(advice(id, registered().meaning[id], judged.get(id)) for id in five))
 
 # %% [markdown]
 # ## What we found, and what would change our mind
