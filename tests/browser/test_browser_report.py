@@ -6,12 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-<<<<<<< HEAD
-from repsim import publish, report, robustness
-from repsim.charts import MIME
-=======
 from repsim import report
->>>>>>> report
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parents[2]
