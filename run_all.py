@@ -49,7 +49,8 @@ CHAPTERS = {
     "00_overview": (["02_layerwise_comparison", "03_divergence", "04_implicit_objective", "05_is_it_real"], [], []),
 }
 # Further chapters: run with --all, or where --only names them. Of an objective with a number only that seed is trained.
-LADDER = ["ce_views", "supcon", "nscl", "byol-0", "barlow-0", "vicreg-0", "rotation-0"]
+FAMILIES = [f"{family}-{seed}" for family in ("byol", "barlow", "vicreg", "rotation") for seed in (0, 1)]
+LADDER = ["ce_views", "supcon", "nscl", *FAMILIES]
 TASKS = ["simclr_sl_middle", "simclr_sl_top", "sl_simclr_middle"]
 FURTHER = {
     "06_between_the_objectives": ([TRAINING], ["claims/06.json"], LADDER),
@@ -231,7 +232,9 @@ def collect(plan: dict[str, Job], out: Path, fresh: Iterable[str], shown: Iterab
 
     kept = {file: json.loads((out / file).read_text()) for name in fresh for file in plan[name].leaves}
     attacks = kept.pop("claims/attacks.json", [])
-    claims = sorted((row for rows in kept.values() for row in rows), key=lambda row: row["id"])
+    claims = sorted(
+        (row for rows in kept.values() for row in rows), key=lambda row: (row["id"][0].isdigit(), row["id"])
+    )
     for claim in claims:
         claim["attacks"] = [row for row in attacks if row["row"] == claim["id"]]
     store.write(out / "claims.json", json.dumps(claims, indent=1, allow_nan=False) + "\n")

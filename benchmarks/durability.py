@@ -51,7 +51,7 @@ class Run:
 
     def __init__(self, folder: Path):
         self.log = open(folder / "log", "a")  # noqa: SIM115 (as long as the process)
-        command = [sys.executable, str(ROOT / "run_all.py"), "--profile", str(folder / "tiny.yaml"), "--threads", "1"]
+        command = [sys.executable, str(ROOT / "run_all.py"), "--profile", str(folder / "tiny.yaml")]
         self.process = psutil.Popen(
             [*command, "--out", str(folder / "out")], stdout=self.log, stderr=subprocess.STDOUT, cwd=ROOT
         )
@@ -115,7 +115,7 @@ def differences(out: Path, reference: dict[str, str], required: set[str]) -> lis
     return wrong + [f"{name} is gone" for name in sorted(required - found)]
 
 
-COLLECTED = {"claims.json", "index.html"}
+COLLECTED = {"claims.json", "predictions.json", "index.html"}
 
 
 def snapshot(out: Path) -> list:

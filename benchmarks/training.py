@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from repsim import augment, data, losses, models, store, taps, train
+from repsim import augment, data, models, objectives, store, taps, train
 
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # an epoch: network inputs of all views, labels
 SCALE = {"mean": [0.5] * 3, "std": [0.25] * 3}  # of repsim.data.as_input
@@ -136,13 +136,13 @@ def batches(images: data.ImageSet, objective: str, args: argparse.Namespace) -> 
 
 def loss_of(way: str, objective: str) -> Callable[[Tensor, Tensor], Tensor]:
     if objective == "sl":
-        return losses.cross_entropy
+        return objectives.cross_entropy
     if way == "lightly":
         from lightly.loss import NTXentLoss
 
         theirs = NTXentLoss(temperature=0.5)
         return lambda outputs, labels: theirs(*outputs.chunk(2))
-    return lambda outputs, labels: losses.nt_xent(*outputs.chunk(2), temperature=0.5)
+    return lambda outputs, labels: objectives.nt_xent(*outputs.chunk(2), temperature=0.5)
 
 
 def turn(
@@ -158,7 +158,7 @@ def turn(
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 outputs = model(x)
             optimizer.zero_grad(set_to_none=True)
-            loss(losses.wide(outputs), labels).backward()
+            loss(objectives.at_least_float32(outputs), labels).backward()
             optimizer.step()
     if device.type == "cuda":
         torch.cuda.synchronize()

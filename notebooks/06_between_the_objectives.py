@@ -7,210 +7,484 @@
 # ---
 
 # %% [markdown]
-# # What lies between the objectives?
+# # At which step from SL to SimCLR do networks diverge?
 #
-# SL and SimCLR differ in several things at once: SimCLR compares pairs instead of classifying, it has a projection head, it sees
-# two views of each image, and it uses no labels. Here these are changed one at a time, on a ladder from one to the other. The
-# rungs share everything else: initial backbone, batches, views, epochs and recipe (SimCLR's), seed by seed.
-#
-# | rung | what is drawn together | what is pushed apart | labels |
-# |---|---|---|---|
-# | cross-entropy, on both views | an image and the weights of its class | the other classes' weights | all |
-# | SupCon (Khosla et al. 2020) | all views of a class | all other views | all |
-# | NSCL (Luthra et al. 2025) | the two views of an image | views of other classes | in the negatives only |
-# | SimCLR (Chen et al. 2020) | the two views of an image | all other views | none |
-#
-# With $s_{ij}$ the cosine of two of the $2n$ projections $i, j$ over the temperature, $i'$ the other view of $i$'s image, $P(i)$
-# the other views of its class and $N(i)$ the views of other classes, the three contrastive rungs are one formula, for anchor $i$
-#
-# $$\ell_i = -\frac{1}{|A|} \sum_{p \in A} \log \frac{e^{s_{ip}}}{\sum_{k \in B} e^{s_{ik}}}, \qquad
-# \text{SupCon: } A = P(i),\ B = \{k \ne i\} \qquad \text{NSCL: } A = \{i'\},\ B = \{i'\} \cup N(i) \qquad
-# \text{SimCLR: } A = \{i'\},\ B = \{k \ne i\},$$
-#
-# and equal where every image is a class of its own. Beside the ladder stand other families: BYOL, Barlow Twins and VICReg, which
-# have no negatives, and the prediction of rotations, which has no pairs.
-#
-# As it stands here this notebook draws the published run on CIFAR-10 from its tables. `profile = "quick"` in the next cell trains the
-# networks that its settings ask for instead, a quarter of an hour on two cores if none is there yet.
-#
-# Previous: [05 Is it real?](05_is_it_real.ipynb) · Next: [07 When it happens](07_when_it_happens.ipynb) · Overview: [00](00_overview.ipynb)
+# SL and SimCLR differ in several ways at once. Here one thing changes at a time, on a ladder of four objectives that share batches, views,
+# epochs and recipe, and the angle between neighbouring rungs shows which change matters, and in which blocks.
 
 # %% tags=["parameters"]
-profile = "results/cifar10-beyond"  # str: a profile (quick, gpu, ...), a YAML file, or published results to draw, such as "results/cifar10"; paths count from the checkout
-changes = {}  # dict: other fields of the study, such as {"data": "~/my-images", "width": 32}
+profile = "quick"  # str: a profile (quick, gpu, ...), a YAML file, or published results to draw; paths count from the checkout
+changes = {}  # dict: any field of repsim.study.Study, such as {"data": "~/my-images", "width": 32}
 
 # %%
+import dataclasses
+import itertools
+
+import numpy as np
 import pandas as pd
 import torch
-from IPython.display import Markdown
+import torch.nn.functional as F
 
-from repsim import charts, figures, ladder, losses, predictions, publish, render, store
+from repsim import charts, claims, losses, probes, store
 from repsim.study import Study
 
-render.use()
+RUNGS = ("ce_views", "supcon", "nscl", "simclr")
+STEPS = [*itertools.pairwise(RUNGS)]
+FAMILIES = ("byol", "barlow", "vicreg", "rotation")
+
 study = Study.open(profile, **changes)
-Markdown(
-    f"**This run:** {study.basis()}. On the ladder {study.settings('supcon-0').epochs} epochs for every objective; "
-    f"{ladder.seeds(study, 'byol')} network of each family."
+family_seeds = study.seeds if {*FAMILIES} <= {*study.controls} else min(2, study.seeds)  # two give no interval
+seeds_of = dict.fromkeys((*RUNGS, "untrained"), study.seeds) | dict.fromkeys(FAMILIES, family_seeds)
+networks = [f"{objective}-{seed}" for objective, seeds in seeds_of.items() for seed in range(seeds)]
+
+
+def compare():
+    """CKA of same-named layers of all networks of this chapter; those that are missing are trained."""
+    return study.compare(networks).select(lambda first, second: first[1] == second[1])
+
+
+evidence = claims.Evidence(study.compared("objectives", compare, networks), {}, study.seeds)
+angles = evidence.curves(evidence.angle, STEPS, evidence.blocks())
+charts.lines(
+    angles,
+    y="value",
+    y_title="angle, degrees",
+    domain=(0, 90),
+    title="How far each rung of the ladder is from the next, block by block",
 )
 
+
 # %%
-za, zb = torch.randn(2, 32, 16, generator=store.generator("ladder")).unbind()
-alone = torch.arange(32)
-assert torch.isclose(losses.supcon(za, zb, alone), losses.nt_xent(za, zb))
-assert torch.isclose(losses.nscl(za, zb, alone), losses.nt_xent(za, zb))
-print("where every image is a class of its own, SupCon and NSCL are NT-Xent")
+def degrees(angle, seeds):
+    """An angle's replicates as text, with its interval."""
+    return (
+        "an undefined angle"
+        if np.isnan(claims.interval(angle, seeds)[0])
+        else f"{claims.told(angle, seeds, 1)} degrees"
+    )
+
+
+def where_it_opens(evidence, steps):
+    """One sentence on each step: the angle at the end of stage 4, and the block in which it opens most."""
+    blocks, lines = evidence.blocks(), []
+    for a, b in steps:
+        opening = np.diff([evidence.angle(a, b, block)[0] for block in blocks])
+        angle = degrees(evidence.angle(a, b, blocks[-1]), evidence.seeds)
+        where = ""
+        if np.isfinite(opening).any() and np.nanmax(opening) > 0:
+            most = int(np.nanargmax(opening))
+            where = f"; it opens most in block {charts.short(blocks[most + 1])}, by {opening[most]:.1f}"
+        lines.append(f"- From {charts.name(a)} to {charts.name(b)}: {angle} at the end of stage 4{where}.")
+    return "\n".join(lines)
+
+
+charts.markdown(where_it_opens(evidence, STEPS))
 
 # %% [markdown]
-# ## What was expected
+# *How to read the figure.* 0 degrees: two rungs differ no more than two seeds of one rung do. 90 degrees: they share only what untrained networks
+# share. Networks of different seeds alone are compared, which share no initial weights; bands are 95 % intervals over seeds and images.
 #
-# Written down with its thresholds (`repsim/ladder.py`) before any of these networks was trained. A prediction is *confirmed* where
-# every interval of every seed lies on the predicted side, *refuted* where one lies wholly on the other, and *open* otherwise. 6.7 is
-# judged where the images' factors are known, at the end of this notebook.
+# ## The ladder, and its losses as masks
+#
+# | rung | what is drawn together | what is pushed apart | labels decide |
+# |---|---|---|---|
+# | cross-entropy, on both views | an image and the weights of its class | the weights of other classes | both |
+# | SupCon (Khosla et al. 2020) | all views of a class | all other views | both |
+# | NSCL (Luthra et al. 2025) | the two views of an image | views of other classes | what is pushed apart |
+# | SimCLR (Chen et al. 2020) | the two views of an image | all other views | neither |
+#
+# The three contrastive rungs are one formula. With $s_{ik}$ the cosine of two of the $2n$ projections over the temperature,
+#
+# $$\ell_i = -\frac{1}{|A_i|} \sum_{p \in A_i} \log \frac{e^{s_{ip}}}{\sum_{k \in B_i} e^{s_{ik}}},$$
+#
+# and a rung is a choice of $A_i$, the views that attract view $i$, and of $B_i$, those that it is compared with: two masks of one similarity matrix.
+
 
 # %%
-expected = [(name, said, why) for name, (said, why) in ladder.EXPECTED.items()]
-figures.markdown(pd.DataFrame(expected, columns=["", "prediction", "because"]))
+def contrastive(za, zb, attract, compare, temperature=0.5):
+    """The loss of embeddings (n, d) of two views, with masks (2n, 2n) of what attracts a view and of what it is compared with."""
+    z = F.normalize(torch.cat([za, zb]), dim=1)
+    similarity = (z @ z.T / temperature).masked_fill(~compare, -torch.inf)
+    log_p = similarity.log_softmax(dim=1)
+    return -(log_p.masked_fill(~attract, 0).sum(1) / attract.sum(1)).mean()
 
-# %% [markdown]
-# ## The answer of this run
 
-# %%
-evidence = ladder.evidence(study)
-partings = ladder.partings(evidence)
-Markdown("Where the ladder parts most:\n\n" + "\n".join(f"- {parting}" for parting in partings))
+def masks(labels):
+    """Rung -> (attract, compare) for the views of images with these labels (n,)."""
+    image, label = torch.arange(len(labels)).repeat(2), labels.repeat(2)
+    another_view = ~torch.eye(len(image), dtype=torch.bool)
+    same_image = (image[:, None] == image) & another_view
+    same_class = (label[:, None] == label) & another_view
+    return {
+        "supcon": (same_class, another_view),
+        "nscl": (same_image, same_image | (another_view & ~same_class)),
+        "simclr": (same_image, another_view),
+    }
 
-# %%
-drops = ladder.drops(evidence)
-if len(drops):
-    drops["step"] += ", seed " + drops["seed"]
-    display(charts.bars(drops, "step", "drop", "layers", title="How far neighbouring rungs are apart", value_title="1 - normalised CKA"))
 
-# %% [markdown]
-# *How to read it.* A bar is one step of the ladder in one seed: 0 says that the two rungs differ no more than two seeds of one rung
-# do. It can be negative, as the two rungs began with the same weights and saw the same views, which two seeds did not. Only a step
-# whose bar exceeds every other one of its colour by an interval, in each seed, is said to be where these layers part.
-
-# %%
-judged = predictions.keep(ladder.judge(evidence, study.factors(ladder.names(study))), study.out, "06")
-figures.predictions(judged)
+za, zb = torch.randn(2, 32, 16, generator=store.generator("ladder")).unbind()
+labels, alone = torch.arange(32) % 4, torch.arange(32)
+by_hand = {rung: contrastive(za, zb, *pair) for rung, pair in masks(labels).items()}
+assert torch.isclose(by_hand["supcon"], losses.supcon(za, zb, labels))
+assert torch.isclose(by_hand["nscl"], losses.nscl(za, zb, labels))
+assert torch.isclose(by_hand["simclr"], losses.nt_xent(za, zb))
+assert all(torch.isclose(contrastive(za, zb, *pair), by_hand["simclr"]) for pair in masks(alone).values())
+print("By hand and by repsim the same; where every image is a class of its own, all three rungs are NT-Xent.")
 
 # %% [markdown]
 # ## Did every network learn its task?
 #
-# A comparison of objectives says nothing of one that was not learnt. The losses are on scales of their own; rotation's chance is
-# $\ln 4 = 1.39$ nats. The last column asks for the classes by ten nearest neighbours, which no objective was fitted to.
+# A comparison of objectives says nothing of one that was not learnt. Two readings at the pool, to which no contrastive objective was fitted: ten nearest
+# neighbours, and a linear probe. A prediction is *not judged* where cross-entropy's or SimCLR's probe is less than 0.10 above raw pixels or
+# untrained networks, and any other objective not where its 10-NN accuracy is less than 0.05 above that of untrained networks.
+
 
 # %%
-figures.markdown(ladder.learnt(study))
+def learnt():
+    """Accuracies on test images at the pool of each network, and of raw pixels; the loss of its last epoch."""
+    splits, rows = ("train", "validation", "test"), []
+    labels = {split: getattr(study.images, split).labels for split in splits}
+    for name in [*networks, "pixels"]:
+        layer = "pixels" if name == "pixels" else "pool"
+        pool = {split: {layer: study.features(name, split)[layer]} for split in splits}
+        classes = len(study.summary.classes)
+        neighbours = probes.knn(pool["train"], labels["train"], pool["test"], labels["test"], classes=classes)
+        probe = probes.linear_probe(*(x for split in splits for x in (pool[split], labels[split])), classes=classes)
+        loss = np.nan if name == "pixels" else study.network(name).history.loss.iloc[-1]
+        rows.append((name, neighbours[layer].mean(), probe.correct[layer].mean(), loss))
+    return pd.DataFrame(rows, columns=["network", "10-NN", "linear probe", "loss"])
 
-# %% [markdown]
-# ## The ladder, layer by layer
-#
-# First the floor: untrained networks, divided by the same kind of ceiling. Each rung began as the untrained network of its seed.
 
-# %%
-ends = [("untrained", ladder.RUNGS[0]), ("untrained", ladder.RUNGS[-1])]
-if len(drops):
-    floor = ladder.curves(evidence, ends)
-    display(charts.curves(floor, color="step", kind="panels", domain=None, y_title="normalised CKA", title="What the beginning leaves in common"))
-
-# %% [markdown]
-# Each rung with the one before:
-
-# %%
-if len(drops):
-    steps = ladder.curves(evidence, ladder.STEPS)
-    display(charts.curves(steps, color="step", kind="panels", domain=None, y_title="normalised CKA", title="Each rung with the rung before it"))
-
-# %% [markdown]
-# and each with cross-entropy, the first:
-
-# %%
-if len(drops):
-    whole = ladder.curves(evidence, [(ladder.RUNGS[0], rung) for rung in ladder.RUNGS[1:]])
-    display(charts.curves(whole, color="step", kind="panels", domain=None, y_title="normalised CKA", title="Each rung with cross-entropy"))
-
-# %% [markdown]
-# *How to read it.* Two lines of a colour are two seeds. Values above 1 are what networks owe to a beginning and to views in common.
-# Where a line of the second figure falls towards the floor, that one change of the loss changed the layer; in the third the
-# changes add up from rung to rung.
-#
-# ## Other families
-#
-# The same network of seed 0, trained by other means, against the two ends of the ladder (raw CKA of one seed; with one network of a
-# family there is no ceiling to divide by).
-
-# %%
-near = ladder.near(evidence)
-pool = near[near.layer == "pool"].assign(
-    objective=[ladder.TITLES[a.rpartition("-")[0]] for a in near[near.layer == "pool"].a],
-    versus=["with " + ladder.TITLES[b.rpartition("-")[0]] for b in near[near.layer == "pool"].b],
+table = study.table("objectives-learnt", learnt, networks)
+accuracy = (
+    table.assign(objective=table.network.map(charts.objective))
+    .groupby("objective", sort=False)[["10-NN", "linear probe", "loss"]]
+    .mean()
 )
-charts.bars(pool, "objective", "cka", "versus", value_title="CKA at the pool", title="All objectives between the two ends", domain=(0, 1))
-
-# %%
-simclr = near[(near.b == "simclr-0") & ~near.a.str.startswith("ce_views")].assign(objective=lambda t: [a.rpartition("-")[0] for a in t.a])
-charts.curves(simclr, color="objective", kind="panels", title="CKA with SimCLR, layer by layer")
-
-# %%
-figures.path(
-    ladder.plane(near), x="x", y="y", x_title="CKA with cross-entropy", y_title="CKA with SimCLR",
-    title="The families between the two ends, from the stem to the pool", domain=(0, 1),
+shown = accuracy.reset_index().assign(networks=[seeds_of.get(o, "") for o in accuracy.index])
+charts.markdown(
+    shown.assign(
+        objective=shown.objective.map(charts.name), loss=[f"{x:.2f}" if np.isfinite(x) else "" for x in shown.loss]
+    )
 )
 
-# %% [markdown]
-# *How to read it.* Above the dashed line a layer is more like SimCLR's than like the classifier's. A curve that runs
-# along it and leaves it at the end says that the family's last layers alone take a side; one that ends near the origin is alike to
-# neither.
-#
-# ## What does each rung keep of the image?
-#
-# The factors that the embedded images were drawn with are known. Where a study's own images have none, those of the published run on
-# the embedded images are shown.
 
 # %%
-embedded = publish.factored(study)
-factors = embedded.factors(ladder.names(embedded))
-kept = ["x", "y", "scale", "rotation", "foreground_hue", "background_hue"]
-shown = [f"{objective}-0" for objective in (*ladder.RUNGS, "rotation", "untrained")]
-table = factors[factors.network.isin(shown) & factors.factor.isin(kept) & ~factors.layer.str.startswith("head")]
-table = pd.concat([table[table.factor == name] for name in kept])
-display(Markdown(f"**Here:** {embedded.basis()}."), figures.panels(table, "score", "factor", title="What a linear reader finds of each factor, R²"))
+def weak(objective, accuracy):
+    """Why an objective is not judged; empty if it is. accuracy: a row an objective, columns "10-NN" and "linear probe"."""
+    if objective in (RUNGS[0], RUNGS[-1]):
+        bar = max(accuracy.loc[["pixels", "untrained"], "linear probe"]) + claims.LEARNT
+        column = "linear probe"
+    else:
+        bar, column = accuracy.loc["untrained", "10-NN"] + 0.05, "10-NN"
+    reading = accuracy.loc[objective, column]
+    return (
+        ""
+        if reading >= bar
+        else f"{charts.name(objective)} has an accuracy of {reading:.2f} by {column}, and {bar:.2f} is needed"
+    )
+
+
+def gate(accuracy, seeds):
+    """Why predictions are not judged; empty if they are."""
+    if seeds < claims.MIN_SEEDS:
+        return f"{seeds} seeds, and an interval over seeds needs {claims.MIN_SEEDS}: set seeds to {claims.MIN_SEEDS} or more"
+    reasons = [*filter(None, (weak(rung, accuracy) for rung in RUNGS))]
+    return "; ".join(reasons) + ": train longer (epochs_simclr) or on more images (train_images)" if reasons else ""
+
+
+reason = gate(accuracy, study.seeds)
+charts.markdown(f"**Not judged:** {reason}." if reason else "Every rung has learnt what it needs to be judged.")
 
 # %% [markdown]
-# *How to read it.* A panel is a factor that the images were drawn with, a line a rung. A line that falls towards the pool drops the
-# factor, and where two neighbouring rungs part in a panel, the one change between them decides whether the network keeps it.
+# ## How a rung is compared with the next
+#
+# Raw CKA means little on its own: seeds of one rung disagree, which lowers it, and untrained networks agree, because they see the same images. For the step
+# where labels stop attracting, the figure shows both: the ceilings of two seeds, and the floor of an untrained network.
 
 # %%
-position = [p for p in ladder.judge(ladder.evidence(embedded), factors) if p.id == "6.7"]
-display(*(figures.describe(p, figures.PREDICTED) for p in position))
+raw = [("supcon", "supcon"), ("nscl", "nscl"), ("supcon", "nscl"), ("supcon", "untrained"), ("nscl", "untrained")]
+charts.lines(
+    evidence.curves(evidence.cka, raw, evidence.blocks()),
+    y="value",
+    y_title="CKA",
+    title="One step of the ladder, with its ceilings and its floors",
+)
 
 # %% [markdown]
+# Three formulae free the similarity of both. Of rungs $A$ and $B$ and untrained networks $U$ at one layer,
+#
+# $$c_{AB} = \operatorname*{mean}_{i \ne j} \mathrm{CKA}(A_i, B_j), \qquad \rho_{AB} = \frac{c_{AB}}{\sqrt{c_{AA}\, c_{BB}}}, \qquad
+# \pi_{AB} = \frac{\rho_{AB} - \rho_{AU}\,\rho_{BU}}{\sqrt{(1 - \rho_{AU}^2)(1 - \rho_{BU}^2)}}, \qquad \theta_{AB} = \arccos \pi_{AB}.$$
+#
+# $i$ and $j$ are seeds: two networks of one seed began with the same weights and saw the same views, so that they are never compared. If the Gram matrix
+# of a network is a part that its objective determines plus a part that its seed does, $\rho$ is the cosine of two objectives' parts. $\pi$ is that cosine after what
+# untrained networks share has been projected out of both, and $\theta$ is the angle, which does not saturate near 1 as a cosine does.
+
+
+# %%
+def c(cka_of, a, b, seeds):
+    """The mean of cka_of("A-i", "B-j") over all pairs of different seeds."""
+    return np.mean([cka_of(f"{a}-{i}", f"{b}-{j}") for i, j in itertools.permutations(range(seeds), 2)])
+
+
+def rho(cka_of, a, b, seeds):
+    return c(cka_of, a, b, seeds) / np.sqrt(c(cka_of, a, a, seeds) * c(cka_of, b, b, seeds))
+
+
+def theta(cka_of, a, b, seeds):
+    """The angle of two objectives beyond untrained networks, in degrees."""
+    ab, au, bu = (rho(cka_of, *pair, seeds) for pair in ((a, b), (a, "untrained"), (b, "untrained")))
+    pi = (ab - au * bu) / np.sqrt((1 - au**2) * (1 - bu**2))
+    return np.degrees(np.arccos(np.clip(pi, 0, 1)))
+
+
+with np.errstate(invalid="ignore"):  # where seeds share nothing, the angle is not defined
+    for layer, step in itertools.product(evidence.blocks(), STEPS):
+        angle = theta(lambda a, b, l=layer: evidence.comparison.replicates(a, l, b, l)[0], *step, study.seeds)
+        assert np.isclose(angle, evidence.angle(*step, layer)[0], equal_nan=True)
+
+# %% [markdown]
+# `evidence.angle` gives the same number once more without each fold of the images and without each seed index of *all* objectives; the two jackknives make its
+# interval, by Student's t with as many degrees of freedom as there are seeds, less one.
+#
+# ## The ladder from end to end
+
+# %%
+whole = [(RUNGS[0], rung) for rung in RUNGS[1:]]
+charts.lines(
+    evidence.curves(evidence.angle, whole, evidence.blocks()),
+    y="value",
+    y_title="angle, degrees",
+    domain=(0, 90),
+    title="How far each rung is from cross-entropy",
+)
+
+# %%
+end, middle = evidence.end("layer4"), evidence.blocks("layer2", "layer3")
+walked = sum(evidence.angle(*step, end) for step in STEPS)
+straight = evidence.angle(RUNGS[0], RUNGS[-1], end)
+charts.markdown(
+    f"At the end of stage 4 the three steps add up to {degrees(walked, study.seeds)}, and the two ends are "
+    f"{degrees(straight, study.seeds)} apart."
+)
+
+# %% [markdown]
+# *How to read it.* Angles add up where every step turns a network in the same direction; where the ends are closer than the sum, steps turn in
+# directions of their own, or one takes back what another did.
+#
+# ## Where do the branches differ? Residual and post-residual layers
+#
+# A residual layer is what a block adds to its input, a post-residual layer what it arrives at. If rungs differed by the means alone, the angle would open in
+# the first and stay small in the second.
+
+# %%
+kinds = [layer for layer in evidence.layers if layer.startswith("layer")]
+charts.lines(
+    evidence.curves(evidence.angle, STEPS, kinds),
+    y="value",
+    panel="kind",
+    y_title="angle, degrees",
+    domain=(0, 90),
+    title="The same steps, in what blocks arrive at and in what they add",
+)
+
+# %%
+refining = [block for block in middle if not block.endswith(".0")]  # a block that opens a stage has to build it
+lines = []
+for step in STEPS:
+    outputs, branches = (
+        np.mean([evidence.angle(*step, block + kind) for block in refining], axis=0) for kind in ("", ".residual")
+    )
+    lines.append(
+        f"- {charts.name('-'.join(step))}: {degrees(branches, study.seeds)} apart in what refining blocks of stages 2 and 3 add, "
+        f"{degrees(outputs, study.seeds)} in what they arrive at."
+    )
+charts.markdown("\n".join(lines))
+
+# %% [markdown]
+# ## Other families, between the two ends
+#
+# BYOL, Barlow Twins and VICReg draw two views of an image together as SimCLR does, without negatives; the prediction of rotations has no pairs at all. They are trained
+# with the ladder's recipe, which is not their best. Two networks of each give a position, and four an interval.
+
+# %%
+few, ends = dataclasses.replace(evidence, seeds=family_seeds), (RUNGS[0], RUNGS[-1])
+reasons = {family: weak(family, accuracy) if family_seeds > 1 else "one network has no ceiling" for family in FAMILIES}
+table = few.curves(few.pi, [*itertools.product(FAMILIES, ends)], [end]).dropna(subset="value")
+table[["family", "with"]] = table.pair.str.split("-", expand=True).reindex(columns=[0, 1])
+table["family"] = [charts.name(family) + " (not judged)" * bool(reasons[family]) for family in table.family]
+if len(table):
+    charts.show(
+        charts.bars(
+            table,
+            "family",
+            "value",
+            "with",
+            value_title="partial cosine at the end of stage 4",
+            rules={"the two ends with each other": evidence.pi(*ends, end)[0]},
+            title="Which end of the ladder is a family more similar to?",
+        )
+    )
+
+
+# %%
+def place(family, evidence, reason):
+    """One sentence on a family's position between the two ends; reason: why it is not judged."""
+    if reason:
+        return f"- {charts.name(family)}: not judged; {reason}."
+    end, seeds = evidence.end("layer4"), evidence.seeds
+    labels, simclr = (evidence.pi(family, edge, end) for edge in (RUNGS[0], RUNGS[-1]))
+    return (
+        f"- {charts.name(family)}: its last block shares {claims.told(simclr, seeds)} of its similarity structure with SimCLR's, and "
+        f"{claims.told(labels, seeds)} with cross-entropy's; the difference is {claims.told(simclr - labels, seeds)}."
+    )
+
+
+charts.markdown("\n".join(place(family, few, reasons[family]) for family in FAMILIES))
+
+# %% [markdown]
+# *How to read it.* 0: a family and an end of the ladder share only what untrained networks share. 1: they differ no more than their seeds do.
+#
+# The same from the first block to the last, before untrained networks are projected out ($\rho$): the untrained line is the floor of both axes.
+
+# %%
+rows = []
+for objective, (position, block) in itertools.product((*FAMILIES, "untrained"), enumerate(evidence.blocks())):
+    similarities = {f"with {charts.name(edge)}": few.rho(objective, edge, block)[0] for edge in ends}
+    rows.append({"network": objective, "layer": block, "position": position} | similarities)
+table = pd.DataFrame(rows).dropna()
+if len(table):
+    charts.show(
+        charts.path(
+            table,
+            *table.columns[-2:],
+            domain=(0, 1),
+            title="Similarity to the two ends, relative to seeds, block by block",
+        )
+    )
+
+# %% [markdown]
+# *How to read it.* Above the dashed line a block is more similar to SimCLR's than to the classifier's. A line that runs along it and leaves it at its end says that
+# the family's last blocks alone take a side.
+#
+# ## What was predicted
+#
+# Written down with thresholds before any of these networks was trained ([preregistration](../docs/preregistration.md)). A prediction is *confirmed* if every
+# part's interval lies beyond its threshold, *refuted* if one lies wholly on the other side, otherwise *open*. Its placebo is built in: an untrained
+# network in a rung's place has no partial cosine at all.
+
+# %%
+PREDICTIONS = {  # id -> what was predicted, why, and what it would mean for someone who designs an auxiliary task
+    "6.1": (
+        "objectives part most where labels stop attracting",
+        "from SupCon to NSCL images of a class are no longer drawn together; the other steps only change how",
+        "what a task attracts, not what it repels, decides whom it resembles",
+    ),
+    "6.2": (
+        "negatives of one's own class hardly matter",
+        "few of 255 candidates are of the same class",
+        "labels spent on removing false negatives are wasted",
+    ),
+    "6.3": (
+        "the middle is common to the whole ladder",
+        "claim C2, under equal views, batches and epochs",
+        "middle layers can be shared between tasks",
+    ),
+}
+OUTCOMES = {
+    claims.SUPPORTED: "confirmed",
+    claims.CONTRADICTED: "refuted",
+    claims.UNDECIDED: "open",
+    claims.NOT_JUDGED: "not judged",
+}
+
+
+def judge(evidence, reason=""):
+    """The predictions as claims; `reason` is that of `gate`."""
+    end, middle, seeds = evidence.end("layer4"), evidence.blocks("layer2", "layer3"), evidence.seeds
+    classifier, supcon, nscl, simclr = RUNGS
+    labels_stop = evidence.angle(supcon, nscl, end)
+    others = {step: evidence.angle(*step, end) for step in ((classifier, supcon), (nscl, simclr))}
+    alike = evidence.pi(nscl, simclr, end)
+    shared = np.mean([evidence.pi(classifier, simclr, block) for block in middle], axis=0)
+    parts = {
+        "6.1": tuple(
+            claims.part(
+                f"wider than the step from {charts.name(a)} to {charts.name(b)}",
+                labels_stop - angle,
+                seeds,
+                above=5.0,
+                unit="degrees",
+            )
+            for (a, b), angle in others.items()
+        ),
+        "6.2": (claims.part("partial cosine of NSCL and SimCLR at the end of stage 4", alike, seeds, above=0.8),),
+        "6.3": (claims.part("partial cosine of cross-entropy and SimCLR in stages 2 and 3", shared, seeds, above=0.5),),
+    }
+    first, last = (degrees(angle, seeds) for angle in others.values())
+    sentences = {
+        "6.1": f"Where labels stop attracting, the last block turns by {degrees(labels_stop, seeds)}; at the steps before and after, by {first} and {last}.",
+        "6.2": f"With and without negatives of an image's own class (SimCLR, NSCL), last blocks share {claims.told(alike, seeds)} of their similarity structure.",
+        "6.3": f"Beyond untrained networks, the two ends of the ladder share {claims.told(shared, seeds)} of their middle layers' similarity structure.",
+    }
+    return [claims.Claim(i, PREDICTIONS[i][0], parts[i], sentences[i], gate=reason) for i in PREDICTIONS]
+
+
+answers = judge(evidence, reason)
+read = ", ".join(f"{charts.name(o)} {accuracy.loc[o, 'linear probe']:.2f}" for o in (*RUNGS, "pixels", "untrained"))
+study.keep(
+    "06",
+    [
+        a.to_dict() | {"verdict": OUTCOMES[a.verdict], "why": PREDICTIONS[a.id][1], "meaning": PREDICTIONS[a.id][2]}
+        for a in answers
+    ],
+    learnt=f"Linear probes at the pool read {read}.",
+)
+rows = [
+    (a.id, *PREDICTIONS[a.id], a.sentence, f"**{OUTCOMES[a.verdict]}**" + f" ({a.reason})" * bool(a.reason))
+    for a in answers
+]
+charts.markdown(
+    pd.DataFrame(
+        rows, columns=["", "prediction", "because", "if so, for a designer of auxiliary tasks", "effect", "outcome"]
+    )
+)
+
+# %% [markdown]
+# <details><summary>Every part of the predictions with its interval and threshold</summary>
+
+# %%
+parts = claims.parts(answers)
+charts.forest(parts.assign(label=parts.label.map(OUTCOMES)), title="6.1 to 6.3, part by part")
+
+# %% [markdown]
+# </details>
+#
 # ## What we found, and what would change our mind
 
 # %%
-counts = pd.Series([predictions.outcome(p) for p in judged]).value_counts()
-said = ", ".join(f"{counts.get(word, 0)} {word}" for word in (predictions.CONFIRMED, predictions.REFUTED, predictions.OPEN))
-Markdown(f"Of {len(judged)} predictions: {said}. " + " ".join(f"For the {parting}." for parting in partings))
+epochs = study.settings("supcon-0").epochs
+counts = [f"{sum(OUTCOMES[a.verdict] == word for a in answers)} {word}" for word in OUTCOMES.values()]
+charts.markdown(
+    f"Of {len(answers)} predictions: {', '.join(counts)}. *This run:* {study.basis()}; {epochs} epoch{'s' * (epochs != 1)} for each rung."
+)
 
 # %% [markdown]
-# These are networks of one size, trained as long as SimCLR and with its recipe; each objective's own best recipe (LARS, larger batches,
-# wider heads, a lower temperature for SupCon) could move it, and longer training sharpens the last layers of all. With a handful of
-# classes many of SimCLR's negatives are of the anchor's own class; with hundreds NSCL and SimCLR are nearly one loss. Seeds that
-# disagree leave a question open here, however small each interval is. Rungs of one seed share initial weights and views, which their
-# ceilings do not: that raises the normalised score and makes 6.2 and 6.4 easier to confirm.
+# These are networks of one size, trained for as long as SimCLR and with its recipe. Each objective's own best recipe (a lower temperature for SupCon, larger
+# batches, wider heads, LARS) could move it, and longer training sharpens the last stage of all. The number of classes matters to 6.2: with ten
+# classes a tenth of SimCLR's negatives are of the anchor's own class, with hundreds NSCL and SimCLR are nearly one loss. An ordering of the steps
+# that turned out otherwise with equally well trained networks would change our mind about what decides whom a network resembles.
 #
-# Next: [07 When it happens](07_when_it_happens.ipynb) · Overview: [00](00_overview.ipynb)
+# Previous: [05 Is it real?](05_is_it_real.ipynb) · Next: [07 When it happens](07_when_it_happens.ipynb) · Overview: [00](00_overview.ipynb)
 #
 # **References.** Khosla et al. (2020), *Supervised contrastive learning*. Luthra et al. (2025), *Self-supervised contrastive learning is
-# approximately supervised contrastive learning*. Grill et al. (2020), *Bootstrap your own latent*. Zbontar et al. (2021), *Barlow
-# Twins*. Bardes et al. (2022), *VICReg*. Gidaris et al. (2018), *Unsupervised representation learning by predicting image rotations*.
-# da Costa et al. (2022), *solo-learn*. Grigg et al. (2021), arXiv 2110.00528.
-
-# %% [markdown]
-# ---
-# How the numbers are made, and versions, parameters and time of this execution:
+# approximately supervised contrastive learning*. Chen et al. (2020), *A simple framework for contrastive learning of visual representations*. Grill
+# et al. (2020), *Bootstrap your own latent*. Zbontar et al. (2021), *Barlow Twins*. Bardes et al. (2022), *VICReg*. Gidaris et al. (2018),
+# *Unsupervised representation learning by predicting image rotations*. Grigg et al. (2021), arXiv 2110.00528.
 
 # %%
-display(figures.markdown(study.protocol(ladder.names(study))), figures.markdown(study.colophon()))
+charts.markdown(study.protocol(networks))
+
+# %%
+charts.markdown(study.colophon())

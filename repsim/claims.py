@@ -125,7 +125,7 @@ class Evidence:
     @property
     def layers(self) -> list[str]:
         """The layers that networks of all objectives have, in order: heads are left out."""
-        return [l for l in self.comparison.layers(f"{SL}-0") if layer_kind(l) != "head"]
+        return [l for l in self.comparison.layers(self.comparison.streams[0]) if layer_kind(l) != "head"]
 
     def blocks(self, *stages: str) -> list[str]:
         """The post-residual layers of these stages, or of all."""

@@ -223,8 +223,6 @@ def load(
         title, pool, test = _torchvision(name, root, image_size)
     else:
         title, pool, test = _folder(source, root, image_size)
-    if len(pool.classes) < 2:
-        raise ValueError(f"source: expected images of at least 2 classes, got one, {pool.classes[0]!r}, in {title}")
     if channels == 1:
         pool, test = (dataclasses.replace(part, images=_grey(part.images)) for part in (pool, test))
 
@@ -243,6 +241,27 @@ def load(
         raise ValueError(f"test_images: expected at most {len(test)}, all there are in {title}, got {test_images}")
     held_out_set, train_set = _subsets(pool, (held_out, n), seed, "train")
     return Splits(title, train_set, held_out_set, *_subsets(test, (test_images or len(test),), seed, "test"))
+
+
+def of_classes(splits: Splits, classes: Sequence[str]) -> Splits:
+    """The images of these classes alone, in the order that they had; labels index `classes`.
+
+    Raises:
+        ValueError: fewer than two classes, one twice, or one that the splits do not have.
+    """
+    known = splits.train.classes
+    if unknown := [name for name in classes if name not in known]:
+        raise ValueError(f"classes: expected some of {', '.join(known)}, got {unknown[0]!r}")
+    if len(classes) < 2 or len({*classes}) < len(classes):
+        raise ValueError(f"classes: expected at least 2 different ones of {', '.join(known)}, got {list(classes)}")
+    label = torch.full((len(known),), -1)
+    label[[known.index(name) for name in classes]] = torch.arange(len(classes))
+
+    def restricted(part: ImageSet) -> ImageSet:
+        part = part.take(label[part.labels] >= 0)
+        return dataclasses.replace(part, labels=label[part.labels], classes=tuple(classes))
+
+    return Splits(splits.name, *map(restricted, (splits.train, splits.validation, splits.test)))
 
 
 # Where the images come from: each gives a title, all there is to train on, and all there is to test on
@@ -274,15 +293,17 @@ TORCHVISION = {
 
 def _torchvision(name: str, root: Path, image_size: int | None) -> tuple[str, ImageSet, ImageSet]:
     title, dataset = TORCHVISION[name]
+    root = root.resolve()
     named = "split" in inspect.signature(dataset).parameters  # split="train", where others have train=True
     options = [{"split": part} if named else {"train": part == "train"} for part in PARTS]
     try:
-        opened = [dataset(root.resolve(), download=True, **option) for option in options]
+        opened = [dataset(root, download=True, **option) for option in options]
     except (OSError, RuntimeError) as error:  # no network, a refused or damaged download, an unwritable folder
+        arguments = ", ".join(f"{key}={value!r}" for key, value in options[0].items())
         raise RuntimeError(
-            f"{title}: not whole below {root.resolve()}, and torchvision could not download it "
-            f"({' '.join(str(error).split())}); where there is a network, run torchvision.datasets.{dataset.__name__}"
-            f"({str(root)!r}, {', '.join(f'{k}={v!r}' for k, v in options[0].items())}, download=True), and copy that folder here"
+            f"{title}: not whole below {root}, and torchvision could not download it ({' '.join(str(error).split())}); where "
+            f"there is a network, run torchvision.datasets.{dataset.__name__}('{root}', {arguments}, download=True), and copy "
+            "that folder here"
         ) from error
     return title, *(_from_torchvision(one, image_size) for one in opened)
 
@@ -310,7 +331,7 @@ def _listing(folder: Path) -> tuple[tuple[str, ...], list[tuple[str, int]]]:
         return unicodedata.normalize("NFC", text)
 
     def is_image(path: str) -> bool:
-        hidden = any(part.startswith(".") for part in Path(path).relative_to(folder).parts)
+        hidden = f"{os.sep}." in path.removeprefix(str(folder))
         return not hidden and path.lower().endswith(IMG_EXTENSIONS)
 
     if not folder.is_dir():
@@ -335,17 +356,17 @@ def _viewed(path: str) -> Image.Image:
         ValueError: not an image, or floating-point or 32-bit pixels; the file is named.
     """
     try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-        if image.mode.startswith(("I", "F")):
-            pixels = np.asarray(image)
-            if pixels.dtype.kind == "f" or pixels.min() < 0 or pixels.max() > 65535:
-                raise ValueError(f"its pixels are no 8 or 16 bits (mode {image.mode}); convert them to 8")
-            image = Image.fromarray((pixels / 257).round().astype(np.uint8))
-        if "transparency" in image.info or image.mode.lower() in ("la", "pa", "rgba"):
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
+        with Image.open(path) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            if image.mode.startswith(("I", "F")):
+                pixels = np.asarray(image)
+                if pixels.dtype.kind == "f" or pixels.min() < 0 or pixels.max() > 65535:
+                    raise ValueError(f"its pixels are no 8 or 16 bits (mode {image.mode}); convert them to 8")
+                image = Image.fromarray((pixels / 257).round().astype(np.uint8))
+            if "transparency" in image.info or image.mode.lower() in ("la", "pa", "rgba"):
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return image.convert("RGB")
     except Exception as error:  # a decoder given garbage raises OSError, SyntaxError, ValueError, struct.error, ...
         raise ValueError(f"{path}: cannot be read as an image ({error}); replace or remove it") from error
 
@@ -365,6 +386,8 @@ def _folder(source: str | Path, root: Path, image_size: int | None) -> tuple[str
         raise ValueError(
             f"{folder}: expected the same classes in train and test; only in train: {only[0]}; only in test: {only[1]}"
         )
+    if len(classes[0]) < 2:
+        raise ValueError(f"{folder}: expected images of at least 2 classes, got one, {classes[0][0]!r}")
     paths = [path for part in samples for path, _ in part]
     files = [(os.path.relpath(path, folder), os.stat(path)) for path in paths]
     key = store.digest([2, str(folder), image_size, [[name, stat.st_size, stat.st_mtime_ns] for name, stat in files]])

@@ -1,8 +1,9 @@
-"""What a network can be trained for: a name, the head, the views, and the loss of what comes out.
+"""What a network can be trained for: losses of embeddings, and objectives: a name, the head, the views, and the loss.
 
-All objectives share what is not theirs: a seed's initial backbone and order of batches, and, where their views are the
-same, the views. Some train a companion beside the network (a predictor, a classifier on a middle layer) or keep a slow copy
-of it; both are dropped when training ends.
+A loss is a pure function that returns a scalar, in float32 at least, inside autocast too. All objectives share what is not
+theirs: a seed's initial backbone and order of batches, and, where their views are the same, the views. Some train an extra
+module beside the network (a predictor, a classifier on a middle layer) or keep an average of its weights; both are dropped
+when training ends.
 """
 
 from __future__ import annotations
@@ -18,22 +19,154 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repsim import losses, models, store
+from repsim import models
 
 TAU = 0.99  # of BYOL's target at the start of training (Grill et al. 2020 for few epochs), 1 at its end
-PROTOTYPES = 32  # more than the ten classes of the usual sets, as SwAV has it, and not chosen by them
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """At least float32: a softmax over similarities is unreliable in half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def in_full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The loss computed in its inputs' precision and at least float32 also where the caller has turned autocast on."""
+
+    @functools.wraps(loss)
+    def outside_autocast(first: Tensor, *others: Any, **settings: Any) -> Tensor:
+        with torch.autocast(first.device.type, enabled=False):
+            return loss(first, *others, **settings)
+
+    return outside_autocast
+
+
+def _check_pair(za: Tensor, zb: Tensor, names: str = "za, zb") -> None:
+    if za.ndim != 2 or za.shape != zb.shape or len(za) < 2:
+        raise ValueError(
+            f"{names}: expected two views of the same n >= 2 images, both (n, d), got {tuple(za.shape)} and {tuple(zb.shape)}"
+        )
+
+
+@in_full_precision
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of logits (n, classes) against labels (n,), in nats."""
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"logits, labels: expected (n, classes) and (n,), got {tuple(logits.shape)} and {tuple(labels.shape)}"
+        )
+    return F.cross_entropy(at_least_float32(logits), labels)
+
+
+@in_full_precision
+def nt_xent(za: Tensor, zb: Tensor, temperature: float = 0.5) -> Tensor:
+    """Normalised temperature-scaled cross-entropy (Chen et al. 2020, equation 1), in nats.
+
+    Row i of `za` and row i of `zb`, both (n, d), are embeddings of two views of image i. For each of the 2n views the
+    other view of its image is the positive among the 2n - 1 others: log(2n - 1) when all embeddings are equal.
+    """
+    similarity, positive = _similarities(za, zb, temperature)
+    return F.cross_entropy(similarity, positive)
+
+
+@in_full_precision
+def supcon(za: Tensor, zb: Tensor, labels: Tensor, temperature: float = 0.5) -> Tensor:
+    """Supervised contrastive loss (Khosla et al. 2020, L_out, equation 2), in nats.
+
+    As `nt_xent`, with every other view of the same class as a positive; the mean over positives is outside the logarithm.
+    With labels (n,) that all differ it is `nt_xent`.
+    """
+    same, (similarity, _) = _same(za, labels), _similarities(za, zb, temperature)
+    same.fill_diagonal_(False)
+    log_p = similarity.log_softmax(dim=1)
+    return -(log_p.masked_fill(~same, 0).sum(1) / same.sum(1)).mean()
+
+
+@in_full_precision
+def nscl(za: Tensor, zb: Tensor, labels: Tensor, temperature: float = 0.5) -> Tensor:
+    """NT-Xent whose negatives are of other classes only (Luthra et al. 2025, "negatives-only supervised"), in nats.
+
+    The positive is the image's other view, as in `nt_xent`, which it is where labels (n,) all differ; 0 where all are equal.
+    """
+    same, (similarity, positive) = _same(za, labels), _similarities(za, zb, temperature)
+    same[torch.arange(len(same), device=same.device), positive] = False
+    return F.cross_entropy(similarity.masked_fill(same, float("-inf")), positive)
+
+
+@in_full_precision
+def negative_cosine(p: Tensor, t: Tensor) -> Tensor:
+    """Mean 2 - 2 cos of the rows of p and t, both (n, d): 0 to 4 (Grill et al. 2020, equation 2: one direction of BYOL)."""
+    _check_pair(p, t, "p, t")
+    return (2 - 2 * F.cosine_similarity(at_least_float32(p), at_least_float32(t))).mean()
+
+
+@in_full_precision
+def barlow_twins(za: Tensor, zb: Tensor, weight: float = 5e-3) -> Tensor:
+    """Redundancy reduction (Zbontar et al. 2021, equation 1): how far the views' cross-correlation (d, d) is from identity.
+
+    The squares of its diagonal's distance from 1 are summed, and `weight` times those of all other entries. Every
+    dimension is standardised over the batch as by a batch norm (biased variance plus 1e-5).
+    """
+    _check_pair(za, zb)
+    if not weight >= 0:
+        raise ValueError(f"weight: expected 0 or more, got {weight}")
+    za, zb = (F.batch_norm(at_least_float32(z), None, None, training=True) for z in (za, zb))
+    squares = (za.T @ zb / len(za) - torch.eye(za.shape[1], dtype=za.dtype, device=za.device)).square()
+    return squares.trace() + weight * (squares.sum() - squares.trace())
+
+
+@in_full_precision
+def vicreg(
+    za: Tensor, zb: Tensor, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0, eps: float = 1e-4
+) -> Tensor:
+    """Variance-invariance-covariance regularisation (Bardes et al. 2022, equation 6), of embeddings (n, d).
+
+    Invariance is the mean square of za - zb; variance a hinge that asks each dimension for a standard deviation of 1, averaged
+    over the two views as the authors' code has it; covariance the squares off the diagonal, over d, of both views.
+    """
+    _check_pair(za, zb)
+    if not min(invariance, variance, covariance) >= 0 or not eps > 0:
+        raise ValueError(
+            "invariance, variance, covariance, eps: expected weights of 0 or more and a positive eps, "
+            f"got {invariance}, {variance}, {covariance} and {eps}"
+        )
+    za, zb = at_least_float32(za), at_least_float32(zb)
+    spread = sum(F.relu(1 - (z.var(0) + eps).sqrt()).mean() for z in (za, zb)) / 2
+    squares = [torch.cov(z.T).reshape(z.shape[1], -1).square() for z in (za, zb)]
+    redundancy = sum(s.sum() - s.trace() for s in squares) / za.shape[1]
+    return invariance * F.mse_loss(za, zb) + variance * spread + covariance * redundancy
+
+
+def _similarities(za: Tensor, zb: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Cosines of all 2n views over the temperature, (2n, 2n) with -inf on the diagonal; where each image's other view is."""
+    _check_pair(za, zb)
+    if not temperature > 0:
+        raise ValueError(f"temperature: expected a positive number, got {temperature}")
+    n = len(za)
+    z = F.normalize(at_least_float32(torch.cat([za, zb])), dim=1)
+    similarity = (z @ z.T / temperature).fill_diagonal_(float("-inf"))
+    return similarity, torch.arange(2 * n, device=z.device).roll(n)
+
+
+def _same(za: Tensor, labels: Tensor) -> Tensor:
+    """Whether two of the 2n views are of one class, (2n, 2n)."""
+    if labels.shape != za.shape[:1] or labels.is_floating_point():
+        raise ValueError(
+            f"labels: expected whole numbers of shape {tuple(za.shape[:1])}, got {labels.dtype} of {tuple(labels.shape)}"
+        )
+    labels = labels.repeat(2)
+    return labels[:, None] == labels
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class BatchOutputs:
     """What a loss is made of: one batch of n images, whole, in every rank of a torchrun; float32 at least."""
 
     outputs: tuple[Tensor, ...]  # of the network, (n, outputs) for each view
     labels: Tensor  # (n,)
     settings: Any  # train.Settings
-    companion: nn.Module | None = None
+    extra_module: nn.Module | None = None
     features: tuple[Tensor, ...] = ()  # of the objective's `layer`, pooled, (n, channels) for each view
-    targets: tuple[Tensor, ...] = ()  # outputs of the network's slow copy, without gradients, for each view
+    targets: tuple[Tensor, ...] = ()  # outputs of the network's moving average, without gradients, for each view
 
 
 @dataclass(frozen=True)
@@ -42,67 +175,28 @@ class Objective:
 
     Args:
         base: the objective whose epochs and recipe a study gives it.
-        turned: every view is turned by a random number of quarter turns, 0 to 3, which is its label.
-        companion: (settings, features, classes) -> a module that is trained beside the network and dropped at the end, of
+        rotated: every view is rotated by a random number of quarter turns, 0 to 3, which is its label.
+        extra_module: (settings, features, classes) -> a module that is trained beside the network and dropped at the end, of
             `features` inputs: the channels of `layer`, or without a layer the network's outputs.
         layer: a layer or module path (`taps.resolve`; "layer3" is the end of stage 3) whose pooled features the loss reads.
-        slow: keep a copy of the network whose weights follow by moving average, as BYOL's target does.
+        ema_copy: keep a copy of the network whose weights follow by moving average, as BYOL's target does.
     """
 
     title: str
     head: str
     views: str
-    loss: Callable[[Step], Tensor]
+    loss: Callable[[BatchOutputs], Tensor]
     n_views: int = 1
     random_labels: bool = False
     base: str = "simclr"
-    turned: bool = False
-    companion: Callable[[Any, int, int], nn.Module] | None = None
+    rotated: bool = False
+    extra_module: Callable[[Any, int, int], nn.Module] | None = None
     layer: str | None = None
-    slow: bool = False
-
-
-def _cross_entropy(step: Step) -> Tensor:
-    """Averaged over the views."""
-    return sum(losses.cross_entropy(output, step.labels) for output in step.outputs) / len(step.outputs)
-
-
-def _nt_xent(step: Step) -> Tensor:
-    return losses.nt_xent(*step.outputs, step.settings.temperature)
-
-
-def _supcon(step: Step) -> Tensor:
-    return losses.supcon(*step.outputs, step.labels, step.settings.temperature)
-
-
-def _nscl(step: Step) -> Tensor:
-    return losses.nscl(*step.outputs, step.labels, step.settings.temperature)
-
-
-def _byol(step: Step) -> Tensor:
-    """Each view's prediction of the target's other view, both directions summed; one batch norm over both, as in the head."""
-    a, b = step.companion(torch.cat(step.outputs)).chunk(2)
-    target_a, target_b = step.targets
-    return losses.negative_cosine(a, target_b) + losses.negative_cosine(b, target_a)
+    ema_copy: bool = False
 
 
 def _predictor(settings: Any, features: int, classes: int) -> nn.Module:
     return models.projection_head(features, 4 * features, features)
-
-
-# Both losses are sums over dimensions, written for LARS, which does not feel their scale. SGD does: Barlow Twins' is
-# multiplied by 0.1, as in solo-learn's recipe for CIFAR-10 (da Costa et al. 2022), VICReg's by 1/25.
-
-
-def _barlow(step: Step) -> Tensor:
-    return 0.1 * losses.barlow_twins(*step.outputs)
-
-
-def _vicreg(step: Step) -> Tensor:
-    return losses.vicreg(*step.outputs) / 25
-
-
-# Auxiliary tasks: a second loss, of a middle layer or of the embeddings, added with weight 1 (chapter 08)
 
 
 def _classifier(settings: Any, features: int, classes: int) -> nn.Module:
@@ -113,67 +207,71 @@ def _projector(settings: Any, features: int, classes: int) -> nn.Module:
     return models.projection_head(features, settings.hidden or features, settings.projection)
 
 
-def _nt_xent_and_classes(step: Step) -> Tensor:
-    logits = (step.companion(features) for features in step.features)
-    return _nt_xent(step) + sum(losses.cross_entropy(x, step.labels) for x in logits) / len(step.features)
+def _cross_entropy(batch: BatchOutputs) -> Tensor:
+    """Averaged over the views."""
+    return sum(cross_entropy(output, batch.labels) for output in batch.outputs) / len(batch.outputs)
 
 
-def _classes_and_nt_xent(step: Step) -> Tensor:
+def _nt_xent(batch: BatchOutputs) -> Tensor:
+    return nt_xent(*batch.outputs, batch.settings.temperature)
+
+
+def _byol(batch: BatchOutputs) -> Tensor:
+    """Each view's prediction of the target's other view, both directions summed; one batch norm over both, as in the head."""
+    a, b = batch.extra_module(torch.cat(batch.outputs)).chunk(2)
+    target_a, target_b = batch.targets
+    return negative_cosine(a, target_b) + negative_cosine(b, target_a)
+
+
+def _nt_xent_and_classes(batch: BatchOutputs) -> Tensor:
+    """With the weight 1, as all auxiliary losses."""
+    logits = (batch.extra_module(features) for features in batch.features)
+    return _nt_xent(batch) + sum(cross_entropy(x, batch.labels) for x in logits) / len(batch.features)
+
+
+def _classes_and_nt_xent(batch: BatchOutputs) -> Tensor:
     """Cross-entropy of the first view, as in sl_simclr_views; one batch norm over both views, as in SimCLR's own head."""
-    a, b = step.companion(torch.cat(step.features)).chunk(2)
-    return losses.cross_entropy(step.outputs[0], step.labels) + losses.nt_xent(a, b, step.settings.temperature)
+    a, b = batch.extra_module(torch.cat(batch.features)).chunk(2)
+    return cross_entropy(batch.outputs[0], batch.labels) + nt_xent(a, b, batch.settings.temperature)
 
 
-@functools.cache
-def prototypes(kind: str, dimensions: int, seed: int) -> Tensor:
-    """Unit vectors (PROTOTYPES, or as many as fit into a simplex, dimensions): a "simplex", or "random" directions."""
-    generator, count = store.generator(seed, "prototypes"), min(PROTOTYPES, dimensions + 1)
-    if kind == "simplex":
-        return losses.simplex(count, dimensions, generator)
-    return F.normalize(torch.randn(count, dimensions, generator=generator), dim=1)
+_supervised = partial(Objective, head="linear", loss=_cross_entropy)
+_contrastive = partial(Objective, head="projection", views="simclr", n_views=2)
 
-
-def _nt_xent_and(kind: str, step: Step) -> Tensor:
-    given = prototypes(kind, step.settings.projection, step.settings.seed)
-    return _nt_xent(step) + losses.swapped(*step.outputs, given)
-
+# Barlow Twins and VICReg are sums over dimensions, written for LARS, which does not feel their scale. SGD does: Barlow
+# Twins' is multiplied by 0.1, as in solo-learn's recipe for CIFAR-10 (da Costa et al. 2022), VICReg's by 1/25.
 
 OBJECTIVES: Mapping[str, Objective] = {
-    "sl": Objective("supervised (cross-entropy)", "linear", "supervised", _cross_entropy, base="sl"),
-    "simclr": Objective("SimCLR (NT-Xent)", "projection", "simclr", _nt_xent, n_views=2),
-    "untrained": Objective("untrained", "linear", "none", _cross_entropy, base="sl"),
+    "sl": _supervised("supervised (cross-entropy)", views="supervised", base="sl"),
+    "simclr": _contrastive("SimCLR (NT-Xent)", loss=_nt_xent),
+    "untrained": _supervised("untrained", views="none", base="sl"),
     # controls
-    "sl_simclr_views": Objective("supervised on one of SimCLR's views", "linear", "simclr", _cross_entropy, base="sl"),
-    "random_labels": Objective(
-        "supervised on shuffled labels", "linear", "supervised", _cross_entropy, random_labels=True, base="sl"
-    ),
+    "sl_simclr_views": _supervised("supervised on one of SimCLR's views", views="simclr", base="sl"),
+    "random_labels": _supervised("supervised on shuffled labels", views="supervised", random_labels=True, base="sl"),
     # between SL and SimCLR, all on SimCLR's two views
-    "ce_views": Objective("cross-entropy on both of SimCLR's views", "linear", "simclr", _cross_entropy, n_views=2),
-    "supcon": Objective("supervised contrastive (SupCon)", "projection", "simclr", _supcon, n_views=2),
-    "nscl": Objective("NT-Xent, negatives of other classes only (NSCL)", "projection", "simclr", _nscl, n_views=2),
+    "ce_views": _supervised("cross-entropy on both of SimCLR's views", views="simclr", n_views=2),
+    "supcon": _contrastive(
+        "supervised contrastive (SupCon)",
+        loss=lambda batch: supcon(*batch.outputs, batch.labels, batch.settings.temperature),
+    ),
+    "nscl": _contrastive(
+        "NT-Xent, negatives of other classes only (NSCL)",
+        loss=lambda batch: nscl(*batch.outputs, batch.labels, batch.settings.temperature),
+    ),
     # other families of self-supervision
-    "byol": Objective("BYOL", "projection", "simclr", _byol, n_views=2, companion=_predictor, slow=True),
-    "barlow": Objective("Barlow Twins", "projection", "simclr", _barlow, n_views=2),
-    "vicreg": Objective("VICReg", "projection", "simclr", _vicreg, n_views=2),
-    "rotation": Objective("rotation prediction", "linear", "supervised", _cross_entropy, turned=True),
-    # auxiliary tasks
-    "simclr_sl_middle": Objective(
+    "byol": _contrastive("BYOL", loss=_byol, extra_module=_predictor, ema_copy=True),
+    "barlow": _contrastive("Barlow Twins", loss=lambda batch: 0.1 * barlow_twins(*batch.outputs)),
+    "vicreg": _contrastive("VICReg", loss=lambda batch: vicreg(*batch.outputs) / 25),
+    "rotation": _supervised("rotation prediction", views="supervised", rotated=True),
+    # auxiliary tasks: a second loss, of a middle layer or of the embeddings (chapter 08)
+    "simclr_sl_middle": _contrastive(
         "SimCLR, with cross-entropy at the end of stage 3",
-        "projection",
-        "simclr",
-        _nt_xent_and_classes,
-        n_views=2,
-        companion=_classifier,
+        loss=_nt_xent_and_classes,
+        extra_module=_classifier,
         layer="layer3",
     ),
-    "simclr_sl_top": Objective(
-        "SimCLR, with cross-entropy at the pool",
-        "projection",
-        "simclr",
-        _nt_xent_and_classes,
-        n_views=2,
-        companion=_classifier,
-        layer="pool",
+    "simclr_sl_top": _contrastive(
+        "SimCLR, with cross-entropy at the pool", loss=_nt_xent_and_classes, extra_module=_classifier, layer="pool"
     ),
     "sl_simclr_middle": Objective(
         "supervised on one of SimCLR's views, with NT-Xent at the end of stage 3",
@@ -182,18 +280,12 @@ OBJECTIVES: Mapping[str, Objective] = {
         _classes_and_nt_xent,
         n_views=2,
         base="sl",
-        companion=_projector,
+        extra_module=_projector,
         layer="layer3",
-    ),
-    "simclr_simplex": Objective(
-        "SimCLR, pulled to a simplex", "projection", "simclr", partial(_nt_xent_and, "simplex"), n_views=2
-    ),
-    "simclr_random_prototypes": Objective(
-        "SimCLR, pulled to random prototypes", "projection", "simclr", partial(_nt_xent_and, "random"), n_views=2
     ),
 }
 
 
 def tau(step: int, steps: int) -> float:
-    """How much of itself the slow copy keeps at step 0 <= step < steps: TAU, rising to 1 with a cosine (Grill et al. 2020)."""
+    """How much of itself the moving average keeps at step 0 <= step < steps: TAU, rising to 1 with a cosine (Grill et al. 2020)."""
     return 1 - (1 - TAU) * (math.cos(math.pi * step / steps) + 1) / 2

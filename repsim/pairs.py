@@ -74,7 +74,7 @@ def disagreement(x: Tensor, y: Tensor) -> Tensor:
 
 
 def mutual_neighbours(a: Mapping[str, Tensor], b: Mapping[str, Tensor], k: int = K) -> pd.DataFrame:
-    """`repsim.measures.mutual_knn` of all layers of a with all layers of b: columns layer_a, layer_b, value."""
+    """The fraction of an image's k nearest neighbours (cosine) that all layers of a share with all of b: layer_a, layer_b, value."""
 
     def members(layers: Mapping[str, Tensor]) -> Tensor:
         everyone = range(len(next(iter(layers.values()))))

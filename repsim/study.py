@@ -69,6 +69,7 @@ class Study:
     train_images: int | None = 2000  # images trained on; None: all
     test_images: int | None = 1000  # images compared and tested on; None: all
     image_size: int | None = None  # images are resized to this many pixels a side; None: as they are
+    classes: list = field(default_factory=list)  # names of the classes that the images are restricted to; all if empty
     context: float = 0.0  # of shapes: the fraction of images whose background is the one that their class prefers
     saturation: float = 1.0  # of shapes: 1 full colours, 0 greys
     architecture: str = "resnet18"  # or resnet34, resnet50
@@ -207,6 +208,7 @@ class Study:
             raise ValueError(f"images: not part of the published results in {self.artefacts}; give data to have them")
         sizes = {name: getattr(self, name) for name in SIZES}
         images = data.load(self.data, **sizes, root=Path(self.out).parent / "data")
+        images = data.of_classes(images, self.classes) if self.classes else images
         if self.artefacts is not None and data.summary(images).fingerprints != self.summary.fingerprints:
             raise ValueError(
                 f"data: {self.data} holds other images than {self.artefacts} was made of; they need a profile"
@@ -448,21 +450,27 @@ class Study:
 
     def _compare(self) -> Comparison:
         self.train_missing(self.names)
-        test = self.images.test.take(slice(CKA_IMAGES))
-        batches = FOLDS * math.ceil(len(test) / (FOLDS * 128)) if len(test) >= 4 * FOLDS else len(test) // 4
-        models = {name: self.network(name).model for name in self.names}
-        return cka.compare(
-            models,
-            test.images,
-            labels=test.labels,
+        labels = self.images.test.labels[:CKA_IMAGES]
+        return self.compare(
+            self.names,
+            labels=labels,
             views=self.views,
             pixels=True,
             estimators=("unbiased", "rbf", "trimmed"),
-            leave_out=self._outliers(len(test)),
-            batch_size=math.ceil(len(test) / batches),
-            folds=FOLDS,
-            progress=True,
+            leave_out=self._outliers(len(labels)),
         )
+
+    def compare(self, networks: Sequence[str], **options: Any) -> Comparison:
+        """CKA of all layers of these networks, which are trained if missing, over the first CKA_IMAGES test images, in FOLDS folds.
+
+        options: further arguments of `cka.compare`. `compared` keeps the result.
+        """
+        self.train_missing(networks)
+        images = self.images.test.images[:CKA_IMAGES]
+        batches = FOLDS * math.ceil(len(images) / (FOLDS * 128)) if len(images) >= 4 * FOLDS else len(images) // 4
+        models = {name: self.network(name).model for name in networks}
+        options |= {"batch_size": math.ceil(len(images) / batches), "folds": FOLDS}
+        return cka.compare(models, images, progress=True, **options)
 
     def _outliers(self, count: int, fraction: float = 0.01) -> Tensor:
         """Those of the first test images that are among the farthest from the mean at the end of a stage (Davari et al. 2022)."""
@@ -615,10 +623,13 @@ class Study:
             self.keep("-".join(ids), [claim.to_dict() for claim in judged])
         return judged
 
-    def keep(self, name: str, verdicts: list[dict[str, Any]]) -> None:
-        """Write verdicts to OUT/claims/NAME.json, for run_all.py to collect."""
+    def keep(self, name: str, verdicts: list[dict[str, Any]], learnt: str | None = None) -> None:
+        """Write verdicts to OUT/claims/NAME.json, for run_all.py to collect.
+
+        learnt: what the networks have learnt, in one sentence, where they are others than the study's own.
+        """
         about = {"basis": self.basis(), "exploratory": self.summary.factors, "preregistration": preregistration()}
-        about["learnt"] = self.learnt()
+        about["learnt"] = self.learnt() if learnt is None else learnt
         text = json.dumps([row | about for row in verdicts], indent=1, allow_nan=False)
         store.write(Path(self.out) / "claims" / f"{name}.json", text + "\n")
 
@@ -699,8 +710,8 @@ class Study:
             "networks": ", ".join(self.names),
             "architecture": f"{self.architecture}, width {self.width}",
             "evaluation": "test images, eval mode, weights of the last epoch",
-            "CKA": f"linear, unbiased, whole activation maps of the first {min(CKA_IMAGES, images.test):,} test images; HSIC averaged "
-            "over batches of at most 128, ratio last",
+            "CKA": f"linear, unbiased, whole activation maps of the first {min(CKA_IMAGES, images.test):,} test images; HSIC "
+            "averaged over batches of at most 128, ratio last",
             "intervals": f"95 %: delete-one jackknife over seeds and over {FOLDS} folds of the images, Student's t with "
             f"{self.seeds - 1} degrees of freedom",
             "views": "SimCLR's augmentations, two draws per image from seeded generators, the same for all networks",

@@ -30,8 +30,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from repsim import augment, data, distributed, losses, models, store, taps
-from repsim.objectives import OBJECTIVES, Objective, Step, tau
+from repsim import augment, data, distributed, models, store, taps
+from repsim.objectives import OBJECTIVES, BatchOutputs, Objective, at_least_float32, tau
 
 CHECKPOINT_SECONDS = 120.0
 HISTORY = ["epoch", "loss", "validation_loss", "learning_rate"]
@@ -123,8 +123,8 @@ class Settings:
         return {"scale": (self.crop, 1.0), "jitter": jitter, "grayscale_p": self.grayscale}
 
     def _built(self, classes: int) -> dict[str, Any]:
-        head, turned = OBJECTIVES[self.objective].head, OBJECTIVES[self.objective].turned
-        outputs = self.projection if head == "projection" else 4 if turned else classes
+        head, rotated = OBJECTIVES[self.objective].head, OBJECTIVES[self.objective].rotated
+        outputs = self.projection if head == "projection" else 4 if rotated else classes
         return {"width": self.width, "stem": self.stem, "head": head, "outputs": outputs, "hidden": self.hidden}
 
     def build(self, classes: int, device: torch.device | str = "cpu") -> models.ResNet:
@@ -250,31 +250,31 @@ def _optimizer(model: nn.Module, settings: Settings, device: torch.device) -> to
 
 
 class Trainee(nn.Module):
-    """A network in training, with what its objective trains beside it: `companion` and `slow`, each None if it has none."""
+    """A network in training, with what its objective trains beside it: `extra_module` and `ema_copy`, each None if it has none."""
 
     def __init__(self, settings: Settings, classes: int, device: torch.device | str = "cpu"):
         super().__init__()
         objective = OBJECTIVES[settings.objective]
         self.model = settings.build(classes, device)
-        self.companion = self.slow = None
-        if objective.companion:
+        self.extra_module = self.ema_copy = None
+        if objective.extra_module:
             features = _width(settings, classes, objective)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(store.generator(settings.seed, "companion").initial_seed())
-                self.companion = objective.companion(settings, features, classes).to(device)
-        if objective.slow:
-            self.slow = copy.deepcopy(self.model).requires_grad_(False)
+                self.extra_module = objective.extra_module(settings, features, classes).to(device)
+        if objective.ema_copy:
+            self.ema_copy = copy.deepcopy(self.model).requires_grad_(False)
 
     @torch.no_grad()
     def follow(self, keep: float) -> None:
-        """The slow copy keeps this share of its weights and takes the rest from the network; its batch norms are its own."""
-        if self.slow is not None:
-            for own, new in zip(self.slow.parameters(), self.model.parameters()):
+        """The moving average keeps this share of its weights and takes the rest from the network; its batch norms are its own."""
+        if self.ema_copy is not None:
+            for own, new in zip(self.ema_copy.parameters(), self.model.parameters()):
                 own.lerp_(new, 1 - keep)
 
 
 def _width(settings: Settings, classes: int, objective: Objective) -> int:
-    """How many inputs the objective's companion has."""
+    """How many inputs the objective's extra module has."""
     model, x = settings.build(classes, "meta").eval(), torch.empty(1, 3, 32, 32, device="meta")
     with _pooled(model, objective.layer) as found:
         output = model(x)
@@ -290,7 +290,7 @@ def _pooled(model: nn.Module, layer: str | None) -> Iterator[list[Tensor]]:
         return
 
     def keep(module: nn.Module, args: object, output: Tensor) -> None:
-        found.append(losses.wide(output).flatten(2).mean(2) if output.ndim > 2 else losses.wide(output))
+        found.append(at_least_float32(output).flatten(2).mean(2) if output.ndim > 2 else at_least_float32(output))
 
     handle = model.get_submodule(taps.resolve(model, [layer])[layer]).register_forward_hook(keep)
     try:
@@ -310,14 +310,14 @@ def step_loss(
 ) -> Tensor:
     """The objective's loss on one batch; `key` names the generators of its views; `rows` are what this rank computes.
 
-    `network` is the trainee's, or what trains it with other ranks; without a trainee there is no companion.
+    `network` is the trainee's, or what trains it with other ranks; without a trainee there is no extra module.
     """
     objective = OBJECTIVES[settings.objective]
     view, n = augment.VIEWS[objective.views], objective.n_views
     strengths = settings.simclr_views() if objective.views == "simclr" else {}
     views = [view(images, store.generator(*key, i), rows=rows, **strengths) for i in range(n)]
     x = torch.cat(views) if n > 1 else views[0]
-    if objective.turned:
+    if objective.rotated:
         labels = torch.randint(4, labels.shape, generator=store.generator(*key, "turns")).to(labels.device)
         x = augment.turn(x, labels[rows].repeat(n))
     x = x.contiguous(memory_format=torch.channels_last)
@@ -325,15 +325,15 @@ def step_loss(
     half = x.is_cuda if settings.precision == "auto" else settings.precision == "bfloat16"
     with torch.autocast(x.device.type, torch.bfloat16, enabled=half), _pooled(network, objective.layer) as found:
         outputs = network(x).chunk(n)
-        if objective.slow:
+        if objective.ema_copy:
             with torch.no_grad():
-                targets = trainee.slow(x).chunk(n)
+                targets = trainee.ema_copy(x).chunk(n)
     if rows != augment.ALL:
         outputs = tuple(distributed.gathered(output) for output in outputs)
-    outputs, targets = (tuple(losses.wide(output) for output in parts) for parts in (outputs, targets))
+    outputs, targets = (tuple(at_least_float32(output) for output in parts) for parts in (outputs, targets))
     features = found[0].chunk(n) if found else ()
-    companion = trainee.companion if objective.companion else None
-    return objective.loss(Step(outputs, labels, settings, companion, features, targets))
+    extra_module = trainee.extra_module if objective.extra_module else None
+    return objective.loss(BatchOutputs(outputs, labels, settings, extra_module, features, targets))
 
 
 @torch.no_grad()
@@ -394,7 +394,7 @@ def train(
 
     Raises:
         ValueError: fewer training images than one batch; a batch that the ranks cannot share evenly; ranks for an
-            objective with a companion; a checkpoint of other settings under this name.
+            objective with an extra module; a checkpoint of other settings under this name.
         Diverged: the loss became NaN or infinite; the last checkpoint stays.
         OSError: `folder` cannot be written; what was in it is intact.
     """
@@ -405,9 +405,9 @@ def train(
     if len(images.validation) < 2:
         raise ValueError(f"validation: expected at least 2 images, got {len(images.validation)}")
     objective = OBJECTIVES[settings.objective]
-    if distributed.ranks() > 1 and (objective.companion or objective.slow):
+    if distributed.ranks() > 1 and (objective.extra_module or objective.ema_copy):
         raise ValueError(
-            f"objective: expected one that trains the network alone, got {settings.objective!r}, whose companions the ranks "
+            f"objective: expected one that trains the network alone, got {settings.objective!r}, whose extra modules the ranks "
             "of a torchrun do not share; train it by one process"
         )
     final, device = path(settings, images, folder), torch.device(device)
@@ -557,7 +557,7 @@ def _finite(step_losses: list[Tensor | float], step: int, settings: Settings) ->
 
 
 def _checkpoint(final, trainee, optimizer, settings, step, epoch_losses, history, seconds) -> None:
-    tensors = dict(trainee.state_dict())  # model.*, companion.*, slow.*
+    tensors = dict(trainee.state_dict())  # model.*, extra_module.*, ema_copy.*
     for i, state in optimizer.state_dict()["state"].items():
         tensors[f"momentum.{i}"] = state["momentum_buffer"]
     meta: dict[str, Any] = {"settings": dataclasses.asdict(settings), "step": step, "seconds": seconds}

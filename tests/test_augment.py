@@ -166,6 +166,15 @@ def test_some_rows_have_the_draws_that_they_have_among_all(name, images):
 
 
 @pytest.mark.parametrize("name", augment.VIEWS)
+def test_views_of_grey_images_are_grey_and_drawn_alike(name, images):
+    grey = images[:, :1]
+    views = augment.VIEWS[name](grey, store.generator(0))
+    repeated = augment.VIEWS[name](grey.expand(-1, 3, -1, -1), store.generator(0))
+    assert views.shape == grey.shape
+    assert torch.allclose(views.expand_as(repeated), repeated, atol=3e-3)  # GREY adds up to 0.9999
+
+
+@pytest.mark.parametrize("name", augment.VIEWS)
 def test_views_leave_the_images_alone_and_keep_their_shape(name, images):
     wide = images[..., :20, :]
     before = wide.clone()

@@ -142,6 +142,28 @@ def test_every_beginning_of_a_stratified_order_has_all_classes_in_proportion(cou
     assert ((of[:, None] - of[None]).abs() <= (slack[:, None] + slack[None]) / 2 + 1e-6).all()
 
 
+def test_a_study_of_some_classes_has_their_images_in_order_and_labels_of_its_own():
+    whole = load("shapes", train_images=60, test_images=30, image_size=16)
+    known = whole.train.classes
+    chosen = (known[7], known[2], known[4])
+    part = data.of_classes(whole, chosen)
+    for old, new in zip((whole.train, whole.validation, whole.test), (part.train, part.validation, part.test)):
+        rows = [i for i, label in enumerate(old.labels.tolist()) if known[label] in chosen]
+        assert new.classes == chosen and new.images.equal(old.images[rows])
+        assert [chosen[label] for label in new.labels] == [known[label] for label in old.labels[rows]]
+        assert new.factors.x.tolist() == old.factors.x.iloc[rows].tolist()
+    assert fingerprint(data.of_classes(whole, known).train) == fingerprint(whole.train)
+
+
+@pytest.mark.parametrize(
+    "classes, message", [(["disc", "cube"], "'cube'"), (["disc"], "at least 2"), (["disc", "disc"], "different")]
+)
+def test_classes_that_are_unknown_too_few_or_named_twice_are_refused(classes, message):
+    splits = load("shapes", train_images=20, test_images=20, image_size=16)
+    with pytest.raises(ValueError, match=f"classes: .*{message}"):
+        data.of_classes(splits, classes)
+
+
 def test_splits_are_stratified_disjoint_and_seeded(tmp_path):
     write(tmp_path / "pets", n=22)
     splits = load(tmp_path / "pets", train_images=30, test_images=10, validation=0.2, root=tmp_path)
@@ -720,7 +742,7 @@ def other_classes(folder):
 
 def one_class(folder):
     write(folder, classes=("cat",))
-    return ValueError, "source: expected images of at least 2 classes, got one, 'cat', in pets"
+    return ValueError, "pets: expected images of at least 2 classes, got one, 'cat'"
 
 
 def hidden_images(folder):

@@ -1,4 +1,4 @@
-"""What an earlier version of this project published is still computed from its tables, to 1e-12, wherever the statistic is the same.
+"""What an earlier version of this project published is still computed from its tables, to 1e-12, where the statistic is the same.
 
 The criteria have changed since (docs/preregistration.md); the similarities and intervals they were made of have not.
 """
@@ -46,13 +46,16 @@ def statistics(cells, layers):
         ("C3", 0): lambda of: relative(cells, of, residual),
         ("C3", 1): lambda of: relative(cells, of, post) - relative(cells, of, residual),
         ("C4", 0): lambda of: relative(cells, of, [middle]) - relative(cells, of, ["pool"]),
-        ("C4", 1): lambda of: 2 * relative(cells, of, [middle])
-        - relative(cells, of, ["pool"])
-        - relative(cells, of, [begin]),
-        ("C5", 0): lambda of: cells.replicates(of, "pool", "labels", "labels")
-        - cells.replicates(of, first, "labels", "labels"),
-        ("C6", 0): lambda of: cells.replicates(f"{of}@view-a", "pool", f"{of}@view-b", "pool")
-        - cells.replicates(f"{of}@view-a", first, f"{of}@view-b", first),
+        ("C4", 1): lambda of: (
+            2 * relative(cells, of, [middle]) - relative(cells, of, ["pool"]) - relative(cells, of, [begin])
+        ),
+        ("C5", 0): lambda of: (
+            cells.replicates(of, "pool", "labels", "labels") - cells.replicates(of, first, "labels", "labels")
+        ),
+        ("C6", 0): lambda of: (
+            cells.replicates(f"{of}@view-a", "pool", f"{of}@view-b", "pool")
+            - cells.replicates(f"{of}@view-a", first, f"{of}@view-b", first)
+        ),
     }
 
 

@@ -11,7 +11,7 @@ from sklearn.metrics import r2_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from repsim import losses, probes
+from repsim import objectives, probes
 
 CLASSES = 4
 WIDTHS = {"early": 6, "middle": 12, "twin": 12, "late": 20}
@@ -190,7 +190,7 @@ def test_layerwise_nt_xent_is_the_naive_formula_of_each_layer(seed, n, temperatu
             assert math.isclose(
                 result[layer, i], -math.log(math.exp(z[i] @ z[partner] / temperature) / sum(others)), abs_tol=1e-9
             )
-        assert torch.isclose(result[layer].mean(), losses.nt_xent(a[layer], b[layer], temperature))
+        assert torch.isclose(result[layer].mean(), objectives.nt_xent(a[layer], b[layer], temperature))
 
 
 def views(n, seed):

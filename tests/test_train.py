@@ -8,7 +8,7 @@ import textwrap
 import pytest
 import torch
 
-from repsim import augment, data, distributed, losses, models, objectives, store, train
+from repsim import augment, data, distributed, models, objectives, store, train
 
 SETTINGS = train.Settings(objective="simclr", width=4, epochs=2, batch_size=16, projection=8, learning_rate=0.1)
 
@@ -58,9 +58,9 @@ def test_what_is_trained_is_loaded(images, tmp_path, monkeypatch):
 
 
 def read_layer(step):
-    """An auxiliary classifier on a middle layer, beside SimCLR: the smallest objective with a companion on a layer."""
-    logits = step.companion(torch.cat(step.features))
-    return losses.nt_xent(*step.outputs) + losses.cross_entropy(logits, step.labels.repeat(2))
+    """An auxiliary classifier on a middle layer, beside SimCLR: the smallest objective with an extra module on a layer."""
+    logits = step.extra_module(torch.cat(step.features))
+    return objectives.nt_xent(*step.outputs) + objectives.cross_entropy(logits, step.labels.repeat(2))
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,7 @@ def reading(monkeypatch):
         "simclr",
         read_layer,
         n_views=2,
-        companion=lambda settings, features, classes: torch.nn.Linear(features, classes),
+        extra_module=lambda settings, features, classes: torch.nn.Linear(features, classes),
         layer="layer2",
     )
     monkeypatch.setitem(train.OBJECTIVES, "reading", made)
@@ -246,17 +246,17 @@ def test_networks_of_one_seed_begin_with_the_same_backbone_and_see_the_same_view
         assert len(seen[name]) == 2 and all(torch.equal(a, b) for a, b in zip(seen[name], seen["simclr"])), name
 
 
-def test_companions_learn_the_slow_copy_follows_and_neither_is_kept(images, tmp_path, monkeypatch):
+def test_extra_modules_learn_the_moving_average_follows_and_neither_is_kept(images, tmp_path, monkeypatch):
     made, trainee = [], train.Trainee
     monkeypatch.setattr(train, "Trainee", lambda *args: made.append(trainee(*args)) or made[-1])
     for name in ("byol", "reading"):
         settings = dataclasses.replace(SETTINGS, objective=name)
         trained = train.train(settings, images, tmp_path, progress=False)
         fresh, end = trainee(settings, 10), made[-1]
-        assert not torch.equal(next(end.companion.parameters()), next(fresh.companion.parameters()))
+        assert not torch.equal(next(end.extra_module.parameters()), next(fresh.extra_module.parameters()))
         assert trained.model.state_dict().keys() == settings.build(10).state_dict().keys()
     began = trainee(dataclasses.replace(SETTINGS, objective="byol"), 10).model
-    own, network, began = (next(m.parameters()) for m in (made[0].slow, made[0].model, began))
+    own, network, began = (next(m.parameters()) for m in (made[0].ema_copy, made[0].model, began))
     assert 0 < (own - began).norm() < (network - began).norm()  # between where it began and the network
     assert own.grad is None and objectives.tau(0, 10) == objectives.TAU and objectives.tau(10, 10) == 1
 
@@ -283,7 +283,7 @@ def test_rotation_turns_each_view_by_the_label_that_it_asks_for(images):
     assert dataclasses.replace(SETTINGS, objective="rotation").build(10).fc.out_features == 4
 
 
-def test_ranks_refuse_an_objective_with_companions(images, tmp_path, monkeypatch):
+def test_ranks_refuse_an_objective_with_extra_modules(images, tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "ranks", lambda: 2)
     with pytest.raises(ValueError, match="objective: .*'byol'.*one process"):
         train.train(dataclasses.replace(SETTINGS, objective="byol"), images, tmp_path, progress=False)

@@ -51,7 +51,7 @@ def queue(job):
 
 def test_the_study_gives_the_same_claims_on_slurm_and_two_at_a_time_as_in_order(tmp_path):
     (tmp_path / "micro.yaml").write_text(MICRO)
-    run = [sys.executable, str(ROOT / "run_all.py"), "--profile", str(tmp_path / "micro.yaml"), "--threads", "1"]
+    run = [sys.executable, str(ROOT / "run_all.py"), "--profile", str(tmp_path / "micro.yaml")]
     claims = []
     for name, *options in (["in-order"], ["two", "--jobs", "2"], ["slurm", "--engine", "slurm", "--time", "30"]):
         command = [*run, "--out", str(tmp_path / name), *options]

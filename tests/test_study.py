@@ -1,0 +1,247 @@
+import dataclasses
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from repsim import data, store, train
+from repsim.study import PROFILES, ROOT, Study, changed, main, read_changes, read_profile
+
+SMALL = {"train_images": 200, "test_images": 64, "width": 4, "epochs_sl": 1, "epochs_simclr": 1, "batch_size": 32}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return Study(**SMALL, out=str(tmp_path_factory.mktemp("study") / "runs"))
+
+
+def test_a_study_makes_every_table_once(study, monkeypatch):
+    verdicts = study.verdicts()
+    assert [c.id for c in verdicts] == ["C1", "C2", "C3", "C4", "C5", "C6", "C7"]
+    tables = {name: getattr(study, name)() for name in ("probe", "knn", "retrieval", "contrastive", "factors")}
+    assert set(tables["probe"].network) == {*study.names, "pixels"}
+    assert {"x", "rotation", "foreground_hue", "shape"} <= set(tables["factors"].factor)
+    again = Study(**SMALL, out=study.out)
+    for module in ("linear_probe", "knn", "retrieval", "fitted_nt_xent", "factor_probe"):
+        monkeypatch.setattr(f"repsim.probes.{module}", None)  # making them again would fail
+    monkeypatch.setattr("repsim.cka.compare", None)
+    monkeypatch.setattr("repsim.train._train", None)
+    assert repr([c.to_dict() for c in again.verdicts()]) == repr([c.to_dict() for c in verdicts])
+    for name, table in tables.items():
+        pd.testing.assert_frame_equal(getattr(again, name)(), table, check_exact=True)
+
+
+def test_the_comparison_holds_every_network_its_views_labels_and_pixels(study):
+    streams = set(study.comparison().streams)
+    assert {"labels", "pixels", *study.names} | {f"{n}@view-{v}" for n in study.names for v in "ab"} == streams
+
+
+def test_changed_settings_and_changed_images_never_meet_an_old_table(study, tmp_path):
+    keys = {study.key}
+    for change in ({"epochs_sl": 2}, {"test_images": 96}, {"seeds": 1}, {"recipe": {"momentum": 0.8}}):
+        keys.add(Study(**SMALL | change, out=study.out).key)
+    assert len(keys) == 5
+    assert Study(**SMALL, out=str(tmp_path)).key == study.key
+
+
+def test_contexts_and_saturation_are_of_the_embedded_images(study):
+    images = Study(**SMALL, context=1, saturation=0.0, out=study.out).images
+    expected = data.load("shapes", train_images=200, test_images=64, context=1.0, saturation=0.0)
+    assert data.summary(images) == data.summary(expected) != study.summary
+    with pytest.raises(ValueError, match="context: expected 0, as only shapes have one, got 0.8 with 'cifar10'"):
+        Study(data="cifar10", context=0.8)
+    with pytest.raises(ValueError, match="saturation: expected a number of 0 to 1, got 1.5"):
+        Study(saturation=1.5)
+
+
+def test_a_claim_is_kept_whole(study):
+    claim = study.claim(study.verdicts()[0])
+    assert '"verdict"' in (kept := (Path(study.out) / "claims" / "C1.json")).read_text()
+    assert claim.id == "C1" and kept.stat().st_size > 100
+
+
+def test_controls_are_further_networks():
+    study = Study(controls=["sl_simclr_views", "random_labels"])
+    assert study.names[-4:] == ["sl_simclr_views-0", "sl_simclr_views-1", "random_labels-0", "random_labels-1"]
+    assert study.settings("sl_simclr_views-1").epochs == study.epochs_sl
+
+
+def test_recipes_apply_to_all_or_to_one_objective():
+    study = Study(recipe={"momentum": 0.8, "simclr": {"temperature": 0.2}})
+    assert study.settings("sl-0").momentum == study.settings("simclr-0").momentum == 0.8
+    assert (study.settings("simclr-1").temperature, study.settings("sl-1").temperature) == (0.2, 0.5)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"width": "wide"}, r"width: expected int, got 'wide' \(str\)"),
+        ({"threads": 0}, "threads"),
+        ({"device": "gpu"}, "device: expected auto, cpu, cuda or mps, got 'gpu'"),
+        ({"width": True}, "width: expected int, got True"),
+        ({"width": 6}, "width: .*6"),
+        ({"train_images": 0}, "train_images"),
+        ({"train_images": 1.5}, r"train_images: expected int \| null, got 1.5"),
+        ({"test_images": 4}, "test_images: expected at least 8"),
+        ({"seeds": 0}, "seeds"),
+        ({"architecture": "vgg"}, "architecture: .*'vgg'"),
+        ({"controls": ["sl"]}, "controls: .*'sl'"),
+        ({"controls": ["moco"]}, "controls: .*'moco'"),
+        ({"controls": ["random_label"]}, "did you mean random_labels"),
+        ({"recipe": {"sl": {"learning_rte": 1.0}}}, "recipe: 'learning_rte' .*did you mean learning_rate"),
+        ({"recipe": {"speed": 3}}, "recipe: 'speed'"),
+        ({"recipe": {"simclr": {"speed": 3}}}, "recipe: .*speed"),
+        ({"recipe": {"temperature": -1.0}}, "temperature"),
+        ({"recipe": []}, "recipe: expected dict"),
+    ],
+)
+def test_unusable_settings_are_refused_when_the_study_is_made(options, message):
+    with pytest.raises(ValueError, match=message):
+        Study(**options)
+
+
+def test_unknown_networks_and_images_are_refused():
+    with pytest.raises(ValueError, match="network: .*'moco-0'"):
+        Study().settings("moco-0")
+    with pytest.raises((ValueError, FileNotFoundError), match="mnist3000"):
+        Study(data="mnist3000").images  # noqa: B018
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in PROFILES.glob("*.yaml")))
+def test_every_profile_is_a_study(name):
+    assert Study.open(name).out == str(ROOT / "runs" / name)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [("a: [", "not YAML"), ("- a", "map parameters"), ("wdith: 3", "wdith = 3: .*did you mean width")],
+)
+def test_unusable_profiles_are_refused(content, message, tmp_path):
+    file = tmp_path / "p.yaml"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_profile(file)
+    with pytest.raises(ValueError, match="no file .*qiuck.*did you mean quick"):
+        Study.open("qiuck")
+    with pytest.raises(ValueError, match="profile: .*got 3"):
+        Study.open(3)
+
+
+def test_a_damaged_table_is_made_again(study):
+    table = study.probe()
+    (file,) = [p for p in (Path(study.out) / "tables").glob("probe-pixels-*.csv")]
+    file.write_text(file.read_text().replace("0.", "1.", 1))
+    with pytest.warns(UserWarning, match="checksum.*made again"):
+        pd.testing.assert_frame_equal(study.probe(), table)
+    about = store.load_table(file)[1]
+    assert about["table"] == "probe-pixels"
+    assert about["protocol"] == dict(study.protocol().itertuples(index=False))
+
+
+def test_the_fingerprint_of_the_images_decides(study):
+    images = study.images.train
+    other = data.ImageSet(images.images.clone(), images.labels, images.classes)
+    other.images[0, 0, 0, 0] ^= 1
+    assert data.fingerprint(other) != data.fingerprint(images)
+
+
+def test_a_network_keeps_its_tables_whatever_other_networks_a_study_has(study, monkeypatch):
+    probe = study.probe()
+    monkeypatch.setattr("repsim.probes.linear_probe", None)  # making them again would fail
+    fewer = Study(**SMALL, seeds=1, out=study.out)
+    assert fewer.key != study.key
+    kept = probe[probe.network.isin([*fewer.names, "pixels"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(fewer.probe(), kept)
+
+
+def test_a_study_is_a_profile_with_changes_wherever_it_is_opened(tmp_path, monkeypatch):
+    file = tmp_path / "mine.yaml"
+    file.write_text("width: 4\nrecipe: {momentum: 0.8, simclr: {learning_rate: 0.2}}\n")
+    monkeypatch.chdir(tmp_path)
+    study = Study.open(file, seeds=3, **{"recipe.simclr.temperature": 0.2})
+    assert (study.width, study.seeds, study.out) == (4, 3, str(ROOT / "runs" / "mine"))
+    assert study.recipe == {"momentum": 0.8, "simclr": {"learning_rate": 0.2, "temperature": 0.2}}
+    assert Study.open("profiles/quick.yaml", out="x").out == str(ROOT / "x"), "paths count from the checkout"
+    assert Study.open("quick", data="tests").data == str(ROOT / "tests") and Study.open("quick").data == "shapes"
+    assert read_changes([("recipe.sl.momentum", "0.5")]) == {"recipe.sl.momentum": 0.5}
+    with pytest.raises(ValueError, match="wdith = 3: a study has no parameter wdith .did you mean width"):
+        Study.open(file, wdith=3)
+    with pytest.raises(ValueError, match="width.x: width is not a mapping, but 4"):
+        changed({"width": 4}, {"width.x": 3})
+
+
+def test_threads_are_a_setting_that_leaves_keys_and_the_caller_alone(tmp_path):
+    study = Study(**SMALL, out=str(tmp_path / "a"))
+    chosen = {"width": 4, "epochs": 1, "batch_size": 32, "learning_rate": 0.1}  # as before there was such a setting
+    assert study.settings("sl-0").chosen() == chosen
+    other = dataclasses.replace(study, threads=2)
+    assert other.key != study.key and other.settings("sl-0").threads == 2
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(3)
+    try:
+        other.network("sl-0", lambda passes: seen.append(torch.get_num_threads()))
+        study.network("sl-0", lambda passes: seen.append(torch.get_num_threads()))
+        assert torch.get_num_threads() == 3 and seen == [2] * (len(seen) // 2) + [1] * (len(seen) // 2)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_networks_are_the_same_side_by_side_with_one_bar_and_only_what_is_missing_is_trained(
+    tmp_path, capfd, monkeypatch
+):
+    alone, beside = (Study(**SMALL, seeds=1, device="cpu", out=str(tmp_path / name)) for name in "ab")
+    torch.set_num_threads(2)  # what a network trains with does not depend on the caller
+    alone.train_missing()
+    torch.set_num_threads(1)
+    beside.train_missing(processes=2)
+    assert beside.missing() == [] and "Training sl-0, simclr-0: 2 networks, about" in capfd.readouterr().err
+    monkeypatch.setattr(train, "_train", None)  # training would fail
+    for name in ("sl-0", "simclr-0"):
+        one, other = (study.network(name).model.state_dict() for study in (alone, beside))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    beside.train_missing()
+    assert capfd.readouterr().err == ""
+
+
+def test_a_network_that_cannot_be_trained_is_named_with_the_reason(tmp_path, monkeypatch):
+    study = Study(**SMALL, seeds=1, device="cpu", out=str(tmp_path), recipe={"sl": {"learning_rate": 1e30}})
+    with pytest.raises(RuntimeError, match="^sl-0: .*Diverged: sl-0: the loss is"):
+        study.train_missing(processes=2)
+    assert study.missing() == ["sl-0"]
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nif '--passes' in sys.orig_argv: os.kill(os.getpid(), 11)"
+    )
+    with pytest.raises(RuntimeError, match="^sl-0: the process died .out of memory, or a crash in a native library"):
+        study.train_missing(["sl-0"], processes=1)
+
+
+def test_what_there_is_no_time_for_is_not_started(tmp_path, monkeypatch):
+    study = Study(**SMALL, seeds=2, device="cpu", out=str(tmp_path))
+    assert study.missing() == ["sl-0", "simclr-0", "sl-1", "simclr-1"], "in the order of seeds"
+    study.network("sl-0")
+    assert 0 < study.expected_seconds("sl-1") < study.expected_seconds("simclr-1") < 600
+    monkeypatch.setattr(Study, "expected_seconds", lambda self, name: 0.0 if name == "simclr-0" else 3600.0)
+    options = ["--minutes", "2", *(f for n, v in SMALL.items() for f in ("-p", n, str(v))), "-p", "out", str(tmp_path)]
+    main([*options, "simclr-0", "sl-1", "simclr-1"])
+    assert study.missing() == ["sl-1", "simclr-1"]
+
+
+def test_published_results_take_neither_other_settings_nor_other_images(tmp_path):
+    published = Study.open("results/cifar10-cpu", out=str(tmp_path))
+    assert published.missing() == [] and published.width == 16
+    for changes, message in (
+        ({"width": 32}, "width: 32 is asked for, but .*cifar10-cpu was made with 16"),
+        ({"threads": 2}, "threads: 2"),
+        ({"recipe": {}}, "recipe: {}"),
+        ({"wdith": 16}, "wdith = 16: a study has no parameter wdith"),
+        ({"data": "shapes"}, "images: not part of the published results"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Study.open("results/cifar10-cpu", **changes)
+    assert Study.open("results/cifar10-cpu", width=16, device="cpu", out=str(tmp_path)).out == str(tmp_path)
+    with pytest.raises(FileNotFoundError, match="sl-0.*no such network among the published"):
+        published.network("sl-0")
+    with pytest.raises(ValueError, match="profile: expected a folder with a provenance.json"):
+        Study.open(tmp_path)
