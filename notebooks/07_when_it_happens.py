@@ -161,11 +161,11 @@ charts.lines(table, "share", "value", "curve", log=True, y_title="difference of 
 
 # %%
 early = min(shares, key=lambda share: abs(share - 0.1))
-values = [over_seeds(values[k]) for values in courses.values() for k in (shares.index(early), -1)]
-charts.sentence(
-    f"Beyond untrained networks, the middle layers of SL and SimCLR agree by {{}} after {charts.percent(early)} of training and by {{}} at its end; "
-    "stage 4 falls behind stage 3 by {} and by {}.",
-    *values,
+moments = (shares.index(early), -1)
+agree, apart = ([claims.told(replicates(values[k]), study.seeds) for k in moments] for values in courses.values())
+charts.markdown(
+    f"Beyond untrained networks, the middle layers of SL and SimCLR agree by {agree[0]} after {charts.percent(early)} of training "
+    f"and by {agree[1]} at its end; stage 4 falls behind stage 3 by {apart[0]} and by {apart[1]}."
 )
 
 # %% [markdown]
@@ -194,16 +194,9 @@ rows = [
     (share, block, "-".join(pair), *over_seeds(rho(*pair, block, same_share(share))))
     for share, block, pair in itertools.product(shares, blocks, pairs)
 ]
-charts.lines(
-    pd.DataFrame(rows, columns=["share", "layer", "pair", "value", "low", "high"]).rename(
-        columns={"share": "% of training"}
-    ),
-    y="value",
-    slider="% of training",
-    y_title="similarity relative to seeds",
-    rules={"as two seeds": 1.0},
-    title="Every block, moment by moment",
-)
+table = pd.DataFrame(rows, columns=["share", "layer", "pair", "value", "low", "high"])
+look = dict(y_title="similarity relative to seeds", rules={"as two seeds": 1.0})
+charts.lines(table, y="value", slider="share", title="Every block, moment by moment", **look)
 
 # %% [markdown]
 # *How to read it.* Thin grey is the beginning, where all lines lie at 1. A line that sinks says that training drew the two apart; where SL's line with SimCLR
@@ -289,9 +282,7 @@ def half_times(values):
 
 synthetic = crossing([0.0, 0.01, 0.1, 1.0], [0.0, 0.1, 0.3, 0.4], level=0.2)
 assert np.isclose(synthetic, 0.01 * 10**0.5)
-print(
-    f"0.1 after 1 % of training and 0.3 after 10 %: the curve passes 0.2 at {100 * synthetic:.1f} %, halfway on the logarithmic axis."
-)
+print(f"0.1 after 1 % of training and 0.3 after 10 %: the curve passes 0.2 after {100 * synthetic:.1f} %.")
 
 # %% [markdown]
 # Each seed has its own curve (its mean over all other seeds) and its own time. Times spread over factors rather than over differences, so that their mean and
@@ -303,24 +294,21 @@ print(
 # $q$ is SimCLR's own loss of a fitted linear projection, both in nats on test images. Each is shown as a gain over the untrained network of the same seed.
 
 # %%
-FIT, TEST = 2000, 2000  # training and validation images that readings are fitted to, and test images, at most
+READ = 2000  # training, validation and test images of the readings, at most
 
 
 @functools.cache
 def augmented():
     """Two views of each training image, and two of each test image."""
-    images = {"train": study.images.train.images[:FIT], "test": study.images.test.images[:TEST]}
+    images = {"train": study.images.train.images[:READ], "test": study.images.test.images[:READ]}
     pairs = itertools.product(images, study.views)
     return [study.views[view](images[split], store.generator("moments", split, view)) for split, view in pairs]
 
 
 def readings(name):
     """share, measure ("classes", "views", "views of a class"), layer, value in nats: what cannot be read out of a network."""
-    parts = [
-        study.images.train.take(slice(FIT)),
-        study.images.validation.take(slice(FIT)),
-        study.images.test.take(slice(TEST)),
-    ]
+    splits, most = study.images, slice(READ)
+    parts = [splits.train.take(most), splits.validation.take(most), splits.test.take(most)]
     batch, rows = min(128, len(parts[0]), len(parts[2])), []
     for share in shares_of(name):
         read = functools.partial(taps.pooled, study.snapshot(name, share), layers=[m, e])
@@ -341,12 +329,11 @@ for name in networks:
 
 def gain(measure, objective, layer):
     """(shares, seeds): by how many nats each network reads better than the untrained network of its seed."""
-    return np.array(
-        [
-            [nats[f"untrained-{i}", 1.0, measure, layer] - nats[f"{objective}-{i}", s, measure, layer] for i in seeds]
-            for s in shares
-        ]
-    )
+
+    def below(seed, share):
+        return nats[f"untrained-{seed}", 1.0, measure, layer] - nats[f"{objective}-{seed}", share, measure, layer]
+
+    return np.array([[below(seed, share) for seed in seeds] for share in shares])
 
 
 gains = [
@@ -355,14 +342,7 @@ gains = [
     )
     for what, layer, objective in itertools.product(("classes", "views"), (m, e), ("sl", "simclr"))
 ]
-look = {
-    "y": "value",
-    "color": "objective",
-    "panel": "reading",
-    "log": True,
-    "shared": False,
-    "y_title": "nats better than untrained",
-}
+look = dict(y="value", color="objective", panel="reading", log=True, shared=False, y_title="nats better than untrained")
 charts.lines(pd.concat(gains), "share", title="What SL and SimCLR come to know of classes and views", **look)
 
 # %% [markdown]
@@ -377,25 +357,23 @@ charts.lines(at_the_end, "images seen", title="The same by the number of images"
 # ## What was predicted
 #
 # Written down before any of these networks was compared ([preregistration](../docs/preregistration.md)). A prediction is *confirmed* if its interval lies beyond
-# the threshold, *refuted* if it lies wholly on the other side, otherwise *open*. None is judged with fewer than four seeds, or where the linear probe of SL or
+# the threshold, *refuted* if it lies wholly on the other side, otherwise *open*, also where a seed has no half time. None is judged with fewer than four seeds, or where the linear probe of SL or
 # SimCLR at the pool is less than 0.10 above raw pixels or untrained networks. The half times, as shares of training:
 
 # %%
 times = {name: half_times(values) for name, values in courses.items()}
-times |= {
-    f"SimCLR's {measure}": half_times(gain(measure, "simclr", e))
-    for measure in ("views", "classes", "views of a class")
-}
+measures = ("views", "classes", "views of a class")
+times |= {f"SimCLR's {measure}": half_times(gain(measure, "simclr", e)) for measure in measures}
 
 
 def told(times):
-    """Half times (seeds,) as text: the geometric mean, with its interval if there is one, in percent of training."""
-    mean, low, high = (100 * 10**x for x in over_seeds(np.log10(times)))
-    interval = f" [{low:.2g}, {high:.2g}]" if np.isfinite([low, high]).all() else ""
-    return f"{mean:.2g} %{interval}" if np.isfinite(mean) else "no defined share"
+    """Half times (seeds,) as text: the geometric mean, with its interval if there is one, as shares of training."""
+    mean, low, high = 10 ** np.array(over_seeds(np.log10(times)))
+    interval = f" [{charts.percent(low)}, {charts.percent(high)}]" if np.isfinite([low, high]).all() else ""
+    return charts.percent(mean) + interval if np.isfinite(mean) else "an undefined share"
 
 
-rows = [(name, *(f"{100 * t:.2g} %" if np.isfinite(t) else "none" for t in of), told(of)) for name, of in times.items()]
+rows = [(name, *(charts.percent(t) if np.isfinite(t) else "none" for t in of), told(of)) for name, of in times.items()]
 charts.markdown(pd.DataFrame(rows, columns=["half time", *(f"seed {i}" for i in seeds), "all seeds"]))
 
 # %% [markdown]
@@ -416,12 +394,7 @@ PREDICTIONS = {
     ),
     "7.3": ("SimCLR learns views before classes", "its loss asks for views", "early stopping favours view information"),
 }
-OUTCOMES = {
-    claims.SUPPORTED: "confirmed",
-    claims.CONTRADICTED: "refuted",
-    claims.UNDECIDED: "open",
-    claims.NOT_JUDGED: "not judged",
-}
+OUTCOMES = dict(zip(claims.VERDICTS, ("confirmed", "refuted", "open", "not judged")))
 
 
 def later(statement, first, second):
@@ -435,37 +408,30 @@ def judge(times, reason=""):
     agree, depart, views, classes, _ = times.values()
     share = replicates(np.log10(agree))
     parts = {
-        "7.1": claims.part(
-            "half time of the agreement", share, len(agree), below=-1.0, unit="log10 of the share of training"
-        ),
+        "7.1": claims.part("half time of the agreement", share, len(agree), below=-1.0, unit="log10 of the share"),
         "7.2": later("half time of the gap over that of the agreement", agree, depart),
         "7.3": later("half time of the class reading over that of the view reading", views, classes),
     }
     sentences = {
-        "7.1": f"The agreement of middle layers reaches half of its final value at {told(agree)} of training.",
-        "7.2": f"The gap to the last stage reaches half of its final value at {told(depart)} of training, the agreement at {told(agree)}.",
-        "7.3": f"At the end of SimCLR's stage 4 the view reading has half of its gain at {told(views)} of training, the class reading at {told(classes)}.",
+        "7.1": f"The agreement of middle layers reaches half of its final value after {told(agree)} of training.",
+        "7.2": f"The gap to the last stage reaches half of its final value after {told(depart)} of training, the agreement of "
+        f"middle layers after {told(agree)}.",
+        "7.3": f"At the end of SimCLR's stage 4 half of the gain in the view reading is there after {told(views)} of training, "
+        f"half of the gain in the class reading after {told(classes)}.",
     }
     return [claims.Claim(i, PREDICTIONS[i][0], (parts[i],), sentences[i], gate=reason) for i in PREDICTIONS]
 
 
 answers = judge(times, study.gate())
-study.keep(
-    "07",
-    [
-        a.to_dict() | {"verdict": OUTCOMES[a.verdict], "why": PREDICTIONS[a.id][1], "meaning": PREDICTIONS[a.id][2]}
-        for a in answers
-    ],
-)
-rows = [
-    (a.id, *PREDICTIONS[a.id], a.sentence, f"**{OUTCOMES[a.verdict]}**" + f" ({a.reason})" * bool(a.reason))
-    for a in answers
-]
-charts.markdown(
-    pd.DataFrame(
-        rows, columns=["", "prediction", "because", "if so, for a designer of auxiliary tasks", "effect", "outcome"]
-    )
-)
+columns = ["prediction", "because", "if so, for a designer of auxiliary tasks", "effect", "outcome"]
+verdicts, rows = [], []
+for answer in answers:
+    (statement, why, meaning), outcome = PREDICTIONS[answer.id], OUTCOMES[answer.verdict]
+    verdicts.append(answer.to_dict() | {"verdict": outcome, "why": why, "meaning": meaning})
+    rows.append((answer.id, statement, why, meaning, answer.sentence, f"**{outcome}**"))
+study.keep("07", verdicts)
+charts.show(charts.markdown(pd.DataFrame(rows, columns=["", *columns])))
+charts.markdown("\n".join(dict.fromkeys(f"**{OUTCOMES[a.verdict]}:** {a.reason}." for a in answers if a.reason)))
 
 # %% [markdown]
 # <details><summary>Every part of the predictions with its interval and threshold</summary>
@@ -481,15 +447,11 @@ charts.forest(parts.assign(label=parts.label.map(OUTCOMES)), title="7.1 to 7.3, 
 
 # %%
 counts = [f"{sum(OUTCOMES[a.verdict] == word for a in answers)} {word}" for word in OUTCOMES.values()]
-half = {o: f"step {n * 10 ** np.log10(times['agreement of the middle']).mean():.0f} of {n:,}" for o, n in steps.items()}
-where = (
-    f" Half of the agreement is there at {half['sl']} in SL and {half['simclr']} in SimCLR."
-    if "nan" not in half["sl"]
-    else ""
-)
-charts.markdown(
-    f"Of {len(answers)} predictions: {', '.join(counts)}.{where} *This run:* {study.basis()}. {study.learnt()}"
-)
+when = 10 ** np.log10(times["agreement of the middle"]).mean()
+half = " and ".join(f"step {when * plan[1.0]:.0f} of {plan[1.0]:,} of {charts.name(o)}" for o, plan in plans.items())
+where = f" Half of the agreement is there at {half}." if np.isfinite(when) else ""
+run = f"*This run:* {study.basis()}. {study.learnt()}"
+charts.markdown(f"Of {len(answers)} predictions: {', '.join(counts)}.{where} {run}")
 
 # %% [markdown]
 # A half time is known to about the distance of two snapshots, a factor of two in the second half of the axis and of three in the first; the order of two times in
@@ -503,7 +465,16 @@ charts.markdown(
 # *Partial distance correlation with methods for dissimilarities*. Kornblith et al. (2019). Chen et al. (2020). Grigg et al. (2021), arXiv 2110.00528.
 
 # %%
-charts.markdown(study.protocol(networks))
+protocol = study.protocol(networks).set_index("what")["how"]
+protocol["evaluation"] = (
+    "eval mode, batch-norm statistics measured over the first 1,024 training images at every moment"
+)
+protocol["CKA"] = (
+    f"linear, unbiased, whole activation maps of at most {IMAGES:,} test images, in batches of {BATCH}, ratio last"
+)
+protocol["intervals"] = f"95 %: Student's t over {study.seeds} seeds, each seed's similarity its mean over all others"
+protocol["readings"] = f"fitted to at most {READ:,} training images, scored on at most {READ:,} test images"
+charts.markdown(protocol.reset_index())
 
 # %%
 charts.markdown(study.colophon())
