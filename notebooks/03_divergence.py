@@ -28,7 +28,7 @@ study = Study.open(profile, **changes)
 evidence = study.evidence()
 trained = [("sl", "simclr"), ("sl", "sl_simclr_views"), ("simclr", "sl_simclr_views")]
 angles = evidence.curves(evidence.angle, trained, evidence.blocks())
-charts.lines(angles, y_title="angle, degrees", domain=(0, 90), title="How far objectives are apart, block by block")
+charts.lines(angles, y="value", y_title="angle, degrees", domain=(0, 90), title="How far objectives are apart, block by block")
 
 # %%
 answers = study.judge("C4", "C5", "C6")
@@ -88,7 +88,7 @@ objectives = ["untrained", "sl", "sl_simclr_views", "simclr"]
 reading = evidence.curves(lambda o, l: evidence.reading("probe", o, l), objectives, evidence.blocks())
 charts.lines(
     reading,
-    y_title="probe's cross-entropy, nats",
+    y="value", y_title="probe's cross-entropy, nats",
     rules={"chance": np.log(len(study.summary.classes))},
     title="What a linear probe does not know of the class (lower is better)",
 )
@@ -104,7 +104,7 @@ charts.lines(
 
 # %%
 views = evidence.curves(lambda o, l: evidence.reading("views", o, l), objectives, evidence.blocks())
-charts.lines(views, y_title="fitted NT-Xent, nats", title="What a layer does not know of an image's other view (lower is better)")
+charts.lines(views, y="value", y_title="fitted NT-Xent, nats", title="What a layer does not know of an image's other view (lower is better)")
 
 # %% [markdown]
 # *How to read it.* C6 expects SimCLR's line to fall over the last stage, beyond untrained networks, and the lines of SL, on its own views and on
@@ -132,7 +132,7 @@ tables = {
 charts.lines(
     pd.concat([table.assign(question=name) for name, table in tables.items()]),
     panel="question",
-    y_title="",
+    y="value", y_title="",
     shared=False,
     title="Two other questions about views",
 )

@@ -45,7 +45,7 @@ table = evidence.curves(share, rows, middle)
 table["share of the owner's gain"] = [charts.name(o) for o in table.pair.str.rpartition("-")[2]]
 table["reading"] = ["of SL's class gain" if p.startswith("probe") else "of SimCLR's view gain, within classes" for p in table.pair]
 charts.lines(
-    table, color="share of the owner's gain", panel="reading", y_title="share", rules={"owner": 1.0}, title="What each objective reaches of the other's gain"
+    table, color="share of the owner's gain", panel="reading", y="value", y_title="share", rules={"owner": 1.0}, title="What each objective reaches of the other's gain"
 )
 
 # %%
@@ -86,7 +86,7 @@ curves = [
     evidence.curves(lambda o, l, m=measure: evidence.reading(m, o, l), four, evidence.blocks()).assign(reading=title)
     for measure, title in readings.items()
 ]
-charts.lines(pd.concat(curves), panel="reading", y_title="nats", shared=False, title="Three losses, fitted at every layer (lower is better)")
+charts.lines(pd.concat(curves), panel="reading", y="value", y_title="nats", shared=False, title="Three losses, fitted at every layer (lower is better)")
 
 # %% [markdown]
 # *How to read it.* The untrained line is what a random layer already offers to a linear reader. Between the second and the third panel lies what is

@@ -103,7 +103,7 @@ control = evidence.with_places(sl="sl_simclr_views")
 if "sl_simclr_views" in study.controls:
     attack("SL on SimCLR's views", "control", {c: claims.CLAIMS[c][1](control)[0] for c in ("C1", "C2", "C3", "C5")})
     both = [("sl", "simclr"), ("sl_simclr_views", "simclr"), ("sl", "sl_simclr_views")]
-    charts.show(charts.lines(evidence.curves(evidence.pi, both, evidence.blocks()), y_title="partial cosine", title="Equal views, equal labels"))
+    charts.show(charts.lines(evidence.curves(evidence.pi, both, evidence.blocks()), y="value", y_title="partial cosine", title="Equal views, equal labels"))
 
 # %% [markdown]
 # *How to read it.* If the line of SL on SimCLR's views with SimCLR lay far above that of SL with SimCLR, equal views would explain the similarity.
@@ -186,7 +186,7 @@ class Neighbours:
 neighbours = dataclasses.replace(evidence, comparison=Neighbours(study.table("neighbours", mutual_neighbours)))
 attack("mutual neighbours", "measure", {c: claims.CLAIMS[c][1](neighbours)[0] for c in ("C2", "C3", "C4")})
 pairs = [("sl", "sl"), ("simclr", "simclr"), ("sl", "simclr"), ("sl", "untrained")]
-charts.lines(neighbours.curves(neighbours.cka, pairs, evidence.blocks()), y_title="share beyond chance", title="Nearest neighbours in common")
+charts.lines(neighbours.curves(neighbours.cka, pairs, evidence.blocks()), y="value", y_title="share beyond chance", title="Nearest neighbours in common")
 
 # %% [markdown]
 # ## 6. Is it the reading?
@@ -282,7 +282,7 @@ worths = np.mean([worth(l) for l in evidence.blocks("layer2", "layer3")], axis=0
 attack("stitching", "measure", {"C2": [claims.part("SimCLR's layers serve SL's network", worths, study.seeds, above=0.5)]})
 charts.lines(
     evidence.curves(behind, ["sl", "simclr", "untrained"], evidence.blocks("layer2", "layer3")),
-    y_title="cross-entropy of SL, nats",
+    y="value", y_title="cross-entropy of SL, nats",
     rules={"chance": math.log(len(study.summary.classes))},
     title="Another network's layer in front of SL's rest",
 )

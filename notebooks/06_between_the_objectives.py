@@ -179,7 +179,9 @@ def weak(objective, accuracy):
         bar, column = accuracy.loc["untrained", "10-NN"] + 0.05, "10-NN"
     reading = accuracy.loc[objective, column]
     return (
-        "" if reading >= bar else f"{charts.name(objective)} reads {reading:.2f} by {column}, and {bar:.2f} is needed"
+        ""
+        if reading >= bar
+        else f"{charts.name(objective)} has an accuracy of {reading:.2f} by {column}, and {bar:.2f} is needed"
     )
 
 
@@ -308,8 +310,10 @@ charts.markdown("\n".join(lines))
 
 # %%
 few, ends = dataclasses.replace(evidence, seeds=family_seeds), (RUNGS[0], RUNGS[-1])
+reasons = {family: weak(family, accuracy) if family_seeds > 1 else "one network has no ceiling" for family in FAMILIES}
 table = few.curves(few.pi, [*itertools.product(FAMILIES, ends)], [end]).dropna(subset="value")
 table[["family", "with"]] = table.pair.str.split("-", expand=True).reindex(columns=[0, 1])
+table["family"] = [charts.name(family) + " (not judged)" * bool(reasons[family]) for family in table.family]
 if len(table):
     charts.show(
         charts.bars(
@@ -337,7 +341,6 @@ def place(family, evidence, reason):
     )
 
 
-reasons = {family: weak(family, accuracy) if family_seeds > 1 else "one network has no ceiling" for family in FAMILIES}
 charts.markdown("\n".join(place(family, few, reasons[family]) for family in FAMILIES))
 
 # %% [markdown]

@@ -45,6 +45,16 @@ def test_changed_settings_and_changed_images_never_meet_an_old_table(study, tmp_
     assert Study(**SMALL, out=str(tmp_path)).key == study.key
 
 
+def test_contexts_and_saturation_are_of_the_embedded_images(study):
+    images = Study(**SMALL, context=1, saturation=0.0, out=study.out).images
+    expected = data.load("shapes", train_images=200, test_images=64, context=1.0, saturation=0.0)
+    assert data.summary(images) == data.summary(expected) != study.summary
+    with pytest.raises(ValueError, match="context: expected 0, as only shapes have one, got 0.8 with 'cifar10'"):
+        Study(data="cifar10", context=0.8)
+    with pytest.raises(ValueError, match="saturation: expected a number of 0 to 1, got 1.5"):
+        Study(saturation=1.5)
+
+
 def test_a_claim_is_kept_whole(study):
     claim = study.claim(study.verdicts()[0])
     assert '"verdict"' in (kept := (Path(study.out) / "claims" / "C1.json")).read_text()
