@@ -185,7 +185,7 @@ def test_networks_are_the_same_side_by_side_with_one_bar_and_only_what_is_missin
     alone.train_missing()
     torch.set_num_threads(1)
     beside.train_missing(processes=2)
-    assert beside.missing() == [] and "Training sl-0, simclr-0: 2 networks, about" in capfd.readouterr().err
+    assert beside.missing() == [] and "Training 2 of 3 networks, about " in capfd.readouterr().err
     monkeypatch.setattr(train, "_train", None)  # training would fail
     for name in ("sl-0", "simclr-0"):
         one, other = (study.network(name).model.state_dict() for study in (alone, beside))
