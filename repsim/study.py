@@ -706,9 +706,16 @@ def read_profile(file: str | Path) -> dict[str, Any]:
 
 
 def read_changes(changes: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Names and values of a command line, the values as YAML. Raises ValueError for what is not YAML."""
+    """Names and values of a command line, the values as JSON or YAML. Raises ValueError for what is neither."""
+
+    def read(text: str) -> Any:
+        try:
+            return json.loads(text)  # to YAML 1.1 the number 1e-5 is a text
+        except ValueError:
+            return yaml.safe_load(text)
+
     try:
-        return {name: yaml.safe_load(value) for name, value in changes}
+        return {name: read(text) for name, text in changes}
     except yaml.YAMLError as error:
         raise ValueError(f"parameter: not YAML ({error})") from error
 

@@ -154,7 +154,14 @@ def test_a_study_is_a_profile_with_changes_wherever_it_is_opened(tmp_path, monke
     assert study.recipe == {"momentum": 0.8, "simclr": {"learning_rate": 0.2, "temperature": 0.2}}
     assert Study.open("profiles/quick.yaml", out="x").out == str(ROOT / "x"), "paths count from the checkout"
     assert Study.open("quick", data="tests").data == str(ROOT / "tests") and Study.open("quick").data == "shapes"
-    assert read_changes([("recipe.sl.momentum", "0.5")]) == {"recipe.sl.momentum": 0.5}
+    values = {
+        "recipe.sl.weight_decay": "5e-5",
+        "data": "~/my images",
+        "controls": "[random_labels]",
+        "image_size": "null",
+    }
+    read = {"recipe.sl.weight_decay": 5e-5, "data": "~/my images", "controls": ["random_labels"], "image_size": None}
+    assert read_changes(values.items()) == read
     with pytest.raises(ValueError, match="wdith = 3: a study has no parameter wdith .did you mean width"):
         Study.open(file, wdith=3)
     with pytest.raises(ValueError, match="width.x: width is not a mapping, but 4"):
