@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import datetime
 import difflib
@@ -285,10 +286,12 @@ class Study:
         settings, like = self.settings(name), ("architecture", "width", "stem", "precision", "threads")
         passes = train.passes(settings, self.summary.train)
         files = sorted((Path(self.out) / "networks").glob("*.safetensors"), key=os.path.getmtime, reverse=True)
-        for meta in map(store.load_meta, files):
-            same = all(meta["settings"].get(field, 1) == getattr(settings, field) for field in like)
-            if same and meta["images"] == self.summary.name and meta.get("passes"):
-                return passes * meta["seconds"] / meta["passes"]
+        for file in files:
+            with contextlib.suppress(store.Damaged):
+                meta = store.load_meta(file)
+                same = all(meta["settings"].get(field, 1) == getattr(settings, field) for field in like)
+                if same and meta["images"] == self.summary.name and meta.get("passes"):
+                    return passes * meta["seconds"] / meta["passes"]
         return passes * self._seconds_per_pass
 
     @functools.cached_property
@@ -321,7 +324,11 @@ class Study:
         for name in missing:
             min(shares, key=lambda share: sum(seconds[n] for n in share)).append(name)
         longest = max(sum(seconds[n] for n in share) for share in shares)
-        print(f"Training {', '.join(missing)}: {len(missing)} networks, about {duration(longest)}", file=sys.stderr)
+        count = len(set(self.names if names is None else names))
+        print(
+            f"Training {len(missing)} of {count} networks, about {duration(longest)}: {', '.join(missing)}",
+            file=sys.stderr,
+        )
         total = sum(train.passes(self.settings(name), self.summary.train) for name in missing)
         with train.progress_bar(total, "training") as bar:
             if processes > 0:
@@ -866,9 +873,16 @@ def read_profile(file: str | Path) -> dict[str, Any]:
 
 
 def read_changes(changes: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Names and values of a command line, the values as YAML. Raises ValueError for what is not YAML."""
+    """Names and values of a command line, the values as JSON or YAML. Raises ValueError for what is neither."""
+
+    def read(text: str) -> Any:
+        try:
+            return json.loads(text)  # to YAML 1.1 the number 1e-5 is a text
+        except ValueError:
+            return yaml.safe_load(text)
+
     try:
-        return {name: yaml.safe_load(value) for name, value in changes}
+        return {name: read(text) for name, text in changes}
     except yaml.YAMLError as error:
         raise ValueError(f"parameter: not YAML ({error})") from error
 

@@ -164,7 +164,14 @@ def test_a_study_is_a_profile_with_changes_wherever_it_is_opened(tmp_path, monke
     assert study.recipe == {"momentum": 0.8, "simclr": {"learning_rate": 0.2, "temperature": 0.2}}
     assert Study.open("profiles/quick.yaml", out="x").out == str(ROOT / "x"), "paths count from the checkout"
     assert Study.open("quick", data="tests").data == str(ROOT / "tests") and Study.open("quick").data == "shapes"
-    assert read_changes([("recipe.sl.momentum", "0.5")]) == {"recipe.sl.momentum": 0.5}
+    values = {
+        "recipe.sl.weight_decay": "5e-5",
+        "data": "~/my images",
+        "controls": "[random_labels]",
+        "image_size": "null",
+    }
+    read = {"recipe.sl.weight_decay": 5e-5, "data": "~/my images", "controls": ["random_labels"], "image_size": None}
+    assert read_changes(values.items()) == read
     with pytest.raises(ValueError, match="wdith = 3: a study has no parameter wdith .did you mean width"):
         Study.open(file, wdith=3)
     with pytest.raises(ValueError, match="width.x: width is not a mapping, but 4"):
@@ -195,7 +202,7 @@ def test_networks_are_the_same_side_by_side_with_one_bar_and_only_what_is_missin
     alone.train_missing()
     torch.set_num_threads(1)
     beside.train_missing(processes=2)
-    assert beside.missing() == [] and "Training sl-0, simclr-0: 2 networks, about" in capfd.readouterr().err
+    assert beside.missing() == [] and "Training 2 of 3 networks, about " in capfd.readouterr().err
     monkeypatch.setattr(train, "_train", None)  # training would fail
     for name in ("sl-0", "simclr-0"):
         one, other = (study.network(name).model.state_dict() for study in (alone, beside))
