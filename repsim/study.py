@@ -126,6 +126,7 @@ class Study:
         _check_injected()
         source = located(profile)
         if source.is_dir():
+            check(source)
             values = {name: changes.pop(name) for name in PLACES if name in changes}
             made = dataclasses.asdict(cls(artefacts=str(source)))
             for name, value in check_names(changes).items():
@@ -591,7 +592,7 @@ def publish(study: Study, folder: str | Path) -> Path:
     """Copy what a run kept of this study to `folder`: tables, verdicts, and provenance.json, which says how they were made.
 
     Tables are those in `study.out` that are of networks with these settings on these images; verdicts are those that
-    run_all.py collected. Networks and images stay where they are. `Study.open(folder)` reads it.
+    run_all.py collected. Networks that lie in `folder` stay. `Study.open(folder)` reads it.
     """
     folder, out = Path(folder), Path(study.out)
     shutil.rmtree(folder / "tables", ignore_errors=True)
@@ -603,7 +604,7 @@ def publish(study: Study, folder: str | Path) -> Path:
             shutil.copyfile(path, folder / "tables" / path.name)
             networks |= set(about.get("networks", ()))
             seconds[path.stem.rpartition("-")[0]] = about.get("seconds")
-    parts = sorted((folder / "tables").iterdir())
+    parts = sorted([*(folder / "tables").iterdir(), *folder.glob("networks/*")])
     for name in ("claims.json", "card.json", "predictions.json"):
         (folder / name).unlink(missing_ok=True)
         if (out / name).exists() and json.loads((out / name).read_text()):

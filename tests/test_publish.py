@@ -105,8 +105,9 @@ def test_a_damaged_publication_is_refused_by_name(harm, published):
     victim.write_bytes(whole[:-9] if harm == "truncated" else whole[:-1] + bytes([whole[-1] ^ 1]))
     if harm == "deleted":
         victim.unlink()
-    with pytest.raises(ValueError, match=f"{victim.name} is missing or not what was published"):
-        check(published)
+    for read in (check, Study.open):
+        with pytest.raises(ValueError, match=f"{victim.name} is missing or not what was published"):
+            read(published)
 
 
 def test_a_folder_that_is_no_publication_is_refused(tmp_path):
