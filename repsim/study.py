@@ -135,6 +135,7 @@ class Study:
         _check_injected()
         source = located(profile)
         if source.is_dir():
+            check(source)
             values = {name: changes.pop(name) for name in PLACES if name in changes}
             made = dataclasses.asdict(cls(artefacts=str(source)))
             for name, value in check_names(changes).items():
@@ -758,7 +759,7 @@ def publish(study: Study, folder: str | Path) -> Path:
     """Copy what a run kept of this study to `folder`: tables, verdicts, and provenance.json, which says how they were made.
 
     Tables are those in `study.out` that are of networks with these settings on these images; verdicts are those that
-    run_all.py collected. Networks and images stay where they are. `Study.open(folder)` reads it.
+    run_all.py collected. Networks that lie in `folder` stay. `Study.open(folder)` reads it.
     """
     folder, out = Path(folder), Path(study.out)
     shutil.rmtree(folder / "tables", ignore_errors=True)
@@ -767,10 +768,13 @@ def publish(study: Study, folder: str | Path) -> Path:
     for path in sorted(path for ending in ("csv", "safetensors") for path in (out / "tables").glob(f"[!.]*.{ending}")):
         about = store.load_meta(path)
         if path.stem.endswith(f"-{study.key_of(about.get('networks', study.names))}"):
-            shutil.copyfile(path, folder / "tables" / path.name)
+            if path.name.startswith("readings-"):
+                _fold(path, folder / "tables" / path.name)
+            else:
+                shutil.copyfile(path, folder / "tables" / path.name)
             networks |= set(about.get("networks", ()))
             seconds[path.stem.rpartition("-")[0]] = about.get("seconds")
-    parts = sorted((folder / "tables").iterdir())
+    parts = sorted([*(folder / "tables").iterdir(), *folder.glob("networks/*")])
     for name in ("claims.json",):
         (folder / name).unlink(missing_ok=True)
         if (out / name).exists() and json.loads((out / name).read_text()):
@@ -797,6 +801,15 @@ def publish(study: Study, folder: str | Path) -> Path:
     }
     store.write(folder / "provenance.json", json.dumps(provenance, indent=1, allow_nan=False) + "\n")
     return folder
+
+
+def _fold(source: Path, target: Path) -> None:
+    """Copy a network's readings by fold of the images, a hundredth of each image's outcomes."""
+    tensors, meta = store.load_tensors(source)
+    tables = {m: probes.by_fold(pd.DataFrame(x.double().numpy())) for m, x in tensors.items()}
+    folded = {m: torch.tensor(table.to_numpy()) for m, table in tables.items()}
+    folded["images"] = torch.tensor(next(iter(tables.values())).attrs["images"])
+    store.save_tensors(target, folded, meta)
 
 
 def check(folder: str | Path) -> dict[str, Any]:
