@@ -81,9 +81,8 @@ NAMES = {key: title for key, (_, title) in MEANINGS.items()} | {
     "scale": "size",
     "pixels": "raw pixels",
     "validation_loss": "validation loss",
-    "share": "share of training",
-    "n": "images",
 }
+AXES = {"share": "share of training", "n": "images"}  # of lines
 VERDICTS: Mapping[str, tuple[str, str]] = {  # colour and sign
     "supported": ("#00735c", "✔"),
     "contradicted": ("#a3260f", "✘"),
@@ -115,7 +114,7 @@ def pair(a: str, b: str) -> str:
 def name(key: Any) -> str:
     """What a figure shows for a key: "sl-1" -> "SL, seed 1", "ce_views-nscl" -> "cross-entropy ... and NSCL"; else the key."""
     key = str(key)
-    if " and " in key:
+    if re.fullmatch(r"\w+-\d+ and \w+-\d+", key):
         return " and ".join(name(part).replace(", seed", "") for part in key.split(" and "))
     one, _, other = key.partition("-")
     if key in NAMES or one not in NAMES:
@@ -349,8 +348,15 @@ def _hue(field: str = "colour", channel: str = "Color") -> Any:
     return getattr(alt, channel)(f"{field}:N", scale=None)
 
 
-def _tips(**titles: str) -> list[alt.Tooltip]:
-    return [alt.Tooltip(f"{field}:N", title=str(title)) for field, title in titles.items()]
+def _title(text: Any) -> str:
+    """A title of an axis, a legend or a tooltip; Vega-Lite writes it into expressions and escapes neither of these signs."""
+    return str(text).translate({ord("\\"): "∖", ord('"'): "”"})
+
+
+def _tips(format: str = "", **titles: str) -> list[alt.Tooltip]:
+    """Fields that pointers show, with titles."""
+    look = {"type": "quantitative", "format": format} if format else {"type": "nominal"}
+    return [alt.Tooltip(field, title=_title(title), **look) for field, title in titles.items()]
 
 
 def _starts(layers: Sequence[str]) -> list[int]:
@@ -372,6 +378,7 @@ def _axis(channel: str, limits: Sequence[float], title: str | None, **look: Any)
     """field -> its encoding on an axis, at whose ends what lies beyond is drawn."""
     scale = alt.Scale(domain=[float(end) for end in limits], nice=False, clamp=True)
     axis = alt.Axis(**{"tickCount": 5, "minExtent": 32 if channel == "Y" else 0} | look)
+    title = title and _title(title)
     return lambda field: getattr(alt, channel)(f"{field}:Q", title=title, scale=scale, axis=axis)
 
 
@@ -396,26 +403,23 @@ def _labels(named: Sequence[tuple[str, str, float]], limits: Sequence[float], he
     """(name, colour, value) -> a row per line of text at the height of its value, or as near as texts do not overlap."""
     wrapped, unit = [textwrap.wrap(text, 20) or [""] for text, _, _ in named], (limits[1] - limits[0]) / height
     places = [(limits[1] - np.clip(v, *limits)) / unit for _, _, v in named]
+    moved = limits[1] - unit * _apart(places, [LINE * len(parts) for parts in wrapped], height)
     rows = [
-        {"text": text, "colour": colour, "value": value, "middle": limits[1] - place * unit, "name": whole}
-        | {"y": limits[1] - unit * (place + LINE * (k - (len(parts) - 1) / 2))}
-        for (whole, colour, value), parts, place in zip(
-            named, wrapped, _apart(places, [LINE * len(parts) for parts in wrapped], height)
-        )
-        for k, text in enumerate(parts)
+        (part, colour, value, middle, whole, middle - unit * LINE * (k - (len(parts) - 1) / 2))
+        for (whole, colour, value), parts, middle in zip(named, wrapped, moved)
+        for k, part in enumerate(parts)
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["text", "colour", "value", "middle", "name", "y"])
 
 
 def _together(panels: Mapping[str, alt.LayerChart], columns: int, title: Any, words: str) -> alt.TopLevelMixin:
     """One figure of panels with headings."""
-    look = {"fontSize": 13, "fontWeight": "normal", "offset": 6}
-    charts = [
-        panel.properties(title=alt.Title(textwrap.wrap(heading, max(20, int(panel.width + 60) // 7)), **look))
-        if heading
-        else panel
-        for heading, panel in panels.items()
-    ]
+    charts = []
+    for heading, panel in panels.items():
+        if heading:
+            text = textwrap.wrap(heading, max(20, int(panel.width + 60) // 7))
+            panel = panel.properties(title=alt.Title(text, fontSize=13, fontWeight="normal", offset=6))
+        charts.append(panel)
     chart = charts[0] if len(charts) == 1 else alt.concat(*charts, columns=columns, spacing=20)
     return chart.properties(title=title, description=words)
 
@@ -467,12 +471,14 @@ def _map(cells: pd.DataFrame, a: str, b: str, label: str, step: int, linked: boo
         look |= {"labelExpr": json.dumps({n: short(n) for n in layers}) + "[datum.value]", "labelLimit": 120}
         look |= {"ticks": False, "domain": False, "labelPadding": 4, "labelOverlap": step < 12 and "parity"}
         scale = alt.Scale(type="band", domain=layers, paddingInner=0, paddingOuter=0)
-        return channel(field, type="ordinal", scale=scale, axis=alt.Axis(title=f"{name(network)}, layer", **look))
+        return channel(
+            field, type="ordinal", scale=scale, axis=alt.Axis(title=_title(f"{name(network)}, layer"), **look)
+        )
 
     y, x = axis(alt.Y, "layer_a", a, rows), axis(alt.X, "layer_b", b, columns, labelAngle=-90)
     tips = _tips(layer_a=f"{a} (row)", layer_b=f"{b} (column)", shown=label)
     base = alt.Chart(cells).transform_calculate(shown=TIP).encode(x=x, y=y, tooltip=tips)
-    legend = alt.Legend(title=label, gradientLength=min(size["height"], 220), gradientThickness=14)
+    legend = alt.Legend(title=_title(label), gradientLength=min(size["height"], 220), gradientThickness=14)
     scale = alt.Scale(scheme="viridis", domain=[0, 1], clamp=True)  # below 0 as 0
     parts = [base.mark_rect().encode(color=alt.Color("value:Q", scale=scale, legend=legend))]
     if cells["value"].isna().any():
@@ -496,12 +502,9 @@ def _map(cells: pd.DataFrame, a: str, b: str, label: str, step: int, linked: boo
     cells = cells.assign(at=cells["layer_b"].map(columns.index), open=cells["layer_b"].map(layer_kind) == "residual")
     up = _axis("Y", (0, 1), label)
     curve = alt.Chart(cells).transform_filter(row).transform_calculate(shown=TIP).encode(x=x, tooltip=tips)
-    beside = (
-        [curve.mark_rule(strokeWidth=5, opacity=0.3, color=CHOSEN).encode(y=up("low"), y2="high:Q")]
-        if "low" in cells
-        else []
-    )
-    beside.append(curve.mark_line(color=CHOSEN, strokeWidth=2).encode(y=up("value"), order="at:Q", detail="open:N"))
+    beside = [curve.mark_line(color=CHOSEN, strokeWidth=2).encode(y=up("value"), order="at:Q", detail="open:N")]
+    if "low" in cells:
+        beside.append(curve.mark_rule(strokeWidth=5, opacity=0.3, color=CHOSEN).encode(y=up("low"), y2="high:Q"))
     fill = alt.condition("datum.open", alt.value(WHITE), alt.value(CHOSEN))
     beside.append(curve.mark_point(stroke=CHOSEN, size=44, opacity=1).encode(y=up("value"), fill=fill))
     beside.append(_text(texts, color=CHOSEN).transform_filter(row).encode(x=alt.value(0), y=alt.value(-12)))
@@ -548,7 +551,7 @@ def lines(
         rules: name -> height of a dashed line, such as chance.
 
     Raises:
-        ValueError: a column is missing or the table is empty.
+        ValueError: a column is missing, the table is empty, or `kind` is unknown.
     """
     rows = _points(table, x, y, color, panel, slider, line, kind)
     moments = sorted(rows["moment"].unique())
@@ -558,14 +561,13 @@ def lines(
     few = len(groups) in (1, 2, 4)
     direct = len(set().union(*names)) <= 6 and (few or all(n == names[0] for n in names))
     look = {"symbolType": "stroke", "symbolSize": 400, "symbolStrokeWidth": 2.4, "symbolOpacity": 1}
-    colours, paint = _paint(
-        rows["key"], None if direct else alt.Legend(title=None, orient="top", columns=width // 230, **look)
-    )
+    legend = None if direct else alt.Legend(title=None, orient="top", columns=width // 230, **look)
+    colours, paint = _paint(rows["key"], legend)
     written = [*(colours if direct else ()), *rules]
     margin = max([8 + 7 * len(text) for n in written for text in textwrap.wrap(n, 20)], default=0)
     longest = max(part["x"].nunique() for part in groups.values())
     for columns in [n for n in ((2, 1) if few else (3, 2, 1)) if n <= len(groups)]:
-        plot = (width - 28 - 72 * columns - margin * (columns if columns < 3 else 1)) / columns
+        plot = (width - 28 - 76 * columns - margin * (columns if columns < 3 else 1)) / columns
         if plot >= (12 * longest if x == "layer" else 190):
             break
     plot, height = min(plot, 44 * longest if x == "layer" else 560), {1: 300, 2: 250, 4: 220}.get(len(groups), 190)
@@ -576,14 +578,14 @@ def lines(
         limits = list(domain) if domain else _extent(bounds, span)
         part, across, edges = _across(part.drop(columns=["key", "panel"]), x, log, plot, bool(heading))
         up = _axis("Y", limits, label if not shared or i % columns == 0 else None)
-        tips = _tips(line="line", x=name(x), shown=label)
+        tips = _tips(line="line", x=AXES.get(x, x), shown=label)
         every = alt.Chart(part).transform_calculate(shown=TIP).encode(x=across, color=paint, tooltip=tips)
         every, marks = every.encode(detail=["line:N", "branch:N"]), [edges]
         if slider:
             first = every.transform_filter("datum.moment == 0").mark_line(strokeWidth=1.2)
             marks.append(first.encode(y=up("value"), color=alt.value(RULE)))
             every = every.transform_filter("datum.moment == now")
-        if "low" in part and part["line"].nunique() <= 5:
+        if "low" in part and len(part[["line", "name"]].drop_duplicates()) <= 5:
             marks.append(every.mark_area(opacity=0.16, aria=False).encode(y=up("low"), y2="high:Q"))
         every = every.encode(y=up("value"))
         marks.append(every.mark_line(strokeWidth=2.2))
@@ -611,13 +613,13 @@ def lines(
             marks.append(note.encode(x=alt.value(8), y=alt.value(12)))
         panels[heading] = alt.layer(*marks).properties(width=plot, height=height)
 
-    over = "layers" if x == "layer" else name(x)
+    over = "layers" if x == "layer" else AXES.get(x, x)
     last = rows[rows["moment"] == len(moments) - 1]
     words = _alt(f"Lines of {label} over {last['x'].nunique()} {over}", last, ["panel", "name"])
     chart = _together(panels, columns, title or f"{label} over {over}", words)
     if slider:
         choice = {"options": list(range(len(moments))), "labels": [_moment(m, slider) for m in moments]}
-        buttons = alt.binding_radio(name=f"{name(slider)}: ", **choice)
+        buttons = alt.binding_radio(name=f"{AXES.get(slider, slider)}: ", **choice)
         chart = chart.add_params(alt.param(name="now", value=len(moments) - 1, bind=buttons))
     return chart
 
@@ -634,6 +636,8 @@ def _points(table, x, y, color, panel, slider, line, kind) -> pd.DataFrame:
     if color not in table and sources:
         key = pair if len(sources) == 2 else objective
         table = table.assign(**{color: [key(*names) for names in table[sources].to_numpy()]})
+    if kind not in (None, "post-residual", "residual"):
+        raise ValueError(f"kind: expected post-residual or residual, got {kind!r}")
     if x in table and (kind or panel == "kind"):
         kinds, other = table[x].map(layer_kind), {"post-residual": "residual", "residual": "post-residual"}
         shown = [kind] if kind else [k for k in other if (kinds == k).any()] or ["post-residual"]
@@ -649,7 +653,7 @@ def _points(table, x, y, color, panel, slider, line, kind) -> pd.DataFrame:
 
 def _across(rows: pd.DataFrame, x: str, log: bool, plot: float, many: bool) -> tuple[pd.DataFrame, alt.X, alt.Chart]:
     """The rows with the place `at` of each point, the axis, and where stages of a network begin."""
-    look: dict[str, Any] = {"grid": False, "title": None if many and x == "layer" else name(x)}
+    look: dict[str, Any] = {"grid": False, "title": None if many and x == "layer" else _title(AXES.get(x, x))}
     layers: list[str] = []
     for _, part in rows.groupby("line", sort=False) if x == "layer" else ():
         place = 0
@@ -719,16 +723,17 @@ def path(
         across, up = _axis("X", limits[0], str(x)), _axis("Y", limits[1], None if i % columns else str(y))
         tied = part.groupby("line", sort=False)
         last = tied.tail(1).sort_values("x").drop_duplicates("name", keep="last").set_index("name")
-        leftwards = tied["x"].apply(lambda v: v.iloc[-1] < v.iloc[0])
+        room = (last["x"] - limits[0][0]) / (limits[0][1] - limits[0][0]) * plot > 14 + 7 * last.index.str.len()
+        left = room & (last["x"] < last["line"].map(tied["x"].first()))
         texts = _labels([(n, colours[n], v) for n, v in last["y"].items()], limits[1], height)
         texts["x"] = texts["name"].map(last["x"])
-        texts["left"] = texts["name"].map(last["line"].map(leftwards))
+        texts["left"] = texts["name"].map(left)
         base = alt.Chart(part).encode(x=across("x"), y=up("y"), color=paint, detail="line:N")
         dots = base.mark_point(filled=True, opacity=1).encode(size=alt.Size("size:Q", scale=None))
         first = base.properties(data=tied.head(1)).mark_point(fill=WHITE, size=64, strokeWidth=2, opacity=1)
-        tips = [alt.Tooltip(f"{c}:Q", format=".2f", title=str(t)) for c, t in (("x", x), ("y", y))]
+        tips = _tips(line="line", at=at) + _tips(".2f", x=x, y=y)
         marks = [base.mark_line(strokeWidth=2).encode(order="order:Q")]
-        marks += [mark.encode(tooltip=[*_tips(line="line", at=at), *tips]) for mark in (dots, first)]
+        marks += [mark.encode(tooltip=tips) for mark in (dots, first)]
         if domain:
             equal = alt.Chart(pd.DataFrame({"x": limits[0], "y": limits[0]})).mark_line(color=MUTED, strokeDash=[5, 4])
             marks.insert(0, equal.encode(x=across("x"), y=up("y")))
@@ -865,7 +870,7 @@ def forest(
         stroke = alt.Stroke("family:N", scale=alt.Scale(domain=[*FAMILIES], range=[*FAMILIES.values()]), legend=symbol)
         tick = alt.Chart(marks).mark_point(shape="M-.25,-1H.25V1H-.25Z", size=100, strokeWidth=1.3, opacity=1)
         tick = tick.encode(x=across("value"), y=at(), fill=_hue("fill", "Fill"), stroke=stroke)
-        parts.append(tick.encode(tooltip=[*_tips(name="attack", family="of"), alt.Tooltip("value:Q", format=".2f")]))
+        parts.append(tick.encode(tooltip=_tips(name="attack", family="of") + _tips(".2f", value="value")))
         legend += " Small marks: attacks, hollow where they measure a part of the claim."
 
     statements = [f"{row}  {label}" for row, label in zip(rows["row"], rows["label"])]

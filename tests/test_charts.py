@@ -1,4 +1,4 @@
-"""Charts as they are drawn: the tests read the scene graph that Vega lays out, and the picture, not our own settings."""
+"""Figures as they are laid out: the tests read the scene graph that Vega makes and the picture, not our own settings."""
 
 import base64
 import functools
@@ -6,23 +6,36 @@ import io
 import itertools
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
+import altair as alt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import vl_convert
-from PIL import Image
+from PIL import Image, ImageFont
 
-from repsim import charts, objectives, palette, render
+from repsim import charts, figures, objectives
+from repsim import robustness as rb
+from repsim.claims import Claim, Estimate, Part
+from repsim.comparison import Comparison
+from repsim.study import Study
 
+ROOT = Path(__file__).resolve().parents[1]
 SL = ["stem", "layer1.0.residual", "layer1.0", "layer2.0.residual", "layer2.0", "pool", "head"]
 SIMCLR = [*SL[:-1], "head.hidden", "head"]
+NASTY = "it's \"Anna's\" D:\\nets\\a [b.c] {d} ${e} #%:|"
 
 
 @pytest.fixture(autouse=True)
 def renderer():
     charts.use()
+
+
+# ----- tables, small and published
 
 
 def cells(a="sl-0", b="simclr-0", rows=SL, cols=SIMCLR, gap=None):
@@ -41,64 +54,148 @@ def line(a="sl-0", b="simclr-0", layers=SL, start=0.9, slope=-0.1):
     return table.assign(low=values - 0.02, high=values + 0.02)
 
 
-def history():
-    return pd.DataFrame(
-        [(n, e, 2 / e, 1 - 1 / e) for n in ("sl-0", "simclr-0") for e in (1, 2, 3)],
-        columns=["network", "epoch", "loss", "accuracy"],
-    )
-
-
-def scores():
-    return pd.DataFrame({"category": ["simclr", "sl"], "value": [0.4, 0.6], "low": [0.35, 0.55], "high": [0.45, 0.65]})
-
-
-def moments(steps=(0, 1, 10)):
-    return pd.concat([line(slope=-0.01 * (1 + i)).assign(epoch=s) for i, s in enumerate(steps)])
-
-
-def panels():
+def moment_lines(shares=(0, 0.00003, 1)):
     """Moments, the first of them closer to the second than four decimals tell."""
-    table = pd.concat([moments((0, 0.00003, 10)).assign(panel=p) for p in ("one", "other", "third")])
-    return table.assign(says=[f"at {e}" for e in table["epoch"]])
+    return pd.concat([line(slope=-0.01 * (1 + i)).assign(share=s) for i, s in enumerate(shares)])
 
 
-def timeline(table):
-    return charts.timeline(table, "cka", "comparison", "epoch", "panel", "says", title="Moments", y_title="CKA")
+def claims_table(name="C"):
+    values, half = np.array([0.6, 1.4, -2.0, 9.0, 1.2]), np.array([0.6, 0.3, 0.5, 0.5, 0.1])
+    table = pd.DataFrame({"row": [f"{name}{i}" for i in range(1, 6)], "value": values})
+    table = table.assign(low=values - half, high=values + half, verdict=[*charts.VERDICTS])
+    table = table.assign(
+        label="similar intermediate representations, by dissimilar means",
+        note="S = 6; 9 of 11 readings on the same side",
+    )
+    ticks = [
+        (row, 1 + 0.1 * k, family, k > 0, f"{family} {k}")
+        for row in table["row"]
+        for k, family in enumerate(charts.FAMILIES)
+    ]
+    ticks = pd.DataFrame(ticks, columns=["row", "value", "family", "whole", "name"])
+    return table.assign(
+        placebo_low=[np.nan, 0.2, np.nan, -0.1, 0.3], placebo_high=[np.nan, 0.7, np.nan, 0.4, 0.5]
+    ), ticks
+
+
+def estimates():
+    rows = [
+        ("C1 one", "sl-0 and simclr-1", 0.4, 0.3, 0.5, 0.2, "above"),
+        ("C1 one", "sl-1 and simclr-0", 0.2, 0.1, 0.3, 0.2, "above"),
+    ]
+    rows += [("C2 other", "sl-0", 0.4, 0.3, 0.5, 0.2, "below"), ("C2 other", "sl-1", 0.1, 0.05, 0.15, 0.2, "below")]
+    return pd.DataFrame(rows, columns=["panel", "label", "value", "low", "high", "threshold", "side"])
+
+
+@functools.cache
+def published(what, *names):
+    """A table of the published run."""
+    study = Study(artefacts=str(ROOT / "results" / "cifar10-cpu"))
+    return study.comparison() if what == "comparison" else getattr(study, what)(list(names))
+
+
+def course():
+    """As notebook 07 has it: readings at the pool over shares of training, two networks of two objectives."""
+    rows = [
+        (f"{objective}-{seed}", measure, share, 0.1 + 0.4 * k * share + 0.02 * seed)
+        for k, objective in enumerate(("sl", "simclr"))
+        for seed in (0, 1)
+        for measure in ("class CKA", "view CKA", "linear probe", "10-NN", "NT-Xent")
+        for share in (0, 0.01, 0.022, 0.046, 0.1, 0.22, 0.46, 1)
+    ]
+    table = pd.DataFrame(rows, columns=["network", "measure", "share", "value"])
+    return table.assign(layer="pool", low=table["value"] - 0.05, high=table["value"] + 0.05)
+
+
+def ways():
+    wide = course().pivot(index=["network", "layer", "share"], columns="measure", values="value").reset_index()
+    return pd.concat([wide.assign(layer=layer) for layer in ("layer1.1", "layer2.1", "layer3.1", "layer4.1", "pool")])
+
+
+def pairs():
+    kinds = [("sl", "simclr"), ("sl", "sl"), ("simclr", "simclr"), ("sl", "untrained"), ("simclr", "untrained")]
+    return pd.concat([published("comparison").curve(f"{a}-0", f"{b}-1") for a, b in kinds])
+
+
+def plane():
+    rows = published("comparison").curve("sl-0", "labels").assign(network="sl-0")
+    rows = pd.concat([rows, published("comparison").curve("simclr-0", "labels").assign(network="simclr-0")])
+    rows = rows[~rows["layer_a"].str.contains("residual|head")].rename(columns={"layer_a": "layer", "cka": "classes"})
+    return rows.assign(views=rows["classes"] ** 2, position=np.tile(np.arange(len(rows) // 2), 2))
+
+
+def readings(width=charts.WIDTH):
+    names = "pixels", "untrained-0", "sl-0", "simclr-0"
+    read = {"linear probe": published("probe", *names), "10 nearest neighbours": published("knn", *names)}
+    table = pd.concat([part.assign(of=of) for of, part in read.items()])
+    table = table[table["layer"].isin(["pool", "pixels"])]
+    return charts.bars(table, "network", "accuracy", "of", rules={"chance": 0.1}, width=width)
 
 
 EVERY = {
     "heatmap": lambda: charts.heatmap(cells(gap=("pool", "head"))),
     "heatmaps": lambda: charts.heatmap(pd.concat([cells(), cells("sl-0", "sl-0", SL, SL)])),
+    "heatmap published": lambda: charts.heatmap(published("comparison").table("sl-0", "simclr-1")),
     "linked": lambda: charts.heatmap(cells(), linked=True),
-    "curves": lambda: charts.curves(pd.concat([line(), line("sl-0", "sl-1", start=0.95)])),
-    "panels": lambda: charts.curves(line(), kind="panels"),
-    "timeline": lambda: timeline(panels()),
-    "history": lambda: charts.history(history(), ["loss", "accuracy"], title="Training"),
-    "bars": lambda: charts.bars(scores(), reference=0.1),
+    "lines": lambda: charts.lines(pd.concat([line(), line("sl-0", "sl-1", start=0.95)])),
+    "lines published": lambda: charts.lines(pairs(), panel="kind"),
+    "lines on a phone": lambda: charts.lines(pairs(), panel="kind", width=390),
+    "legend": lambda: charts.lines(pd.concat([line().assign(pair=f"name {i}", cka=i / 9) for i in range(9)])),
+    "slider": lambda: charts.lines(moment_lines(), slider="share"),
+    "time": lambda: charts.lines(course(), "share", "value", "network", "measure", log=True, shared=False),
+    "history": lambda: charts.lines(published("history", "sl-0", "simclr-0"), "epoch", "loss"),
+    "path": lambda: charts.path(plane(), "classes", "views", domain=(0, 1)),
+    "paths": lambda: charts.path(ways(), "class CKA", "view CKA", order="share", panel="layer", grow=True),
+    "bars": readings,
+    "bars on a phone": lambda: readings(390),
+    "forest": lambda: charts.forest(*claims_table()),
+    "forest on a phone": lambda: charts.forest(*claims_table(), width=390),
+    "estimates": lambda: charts.forest(estimates()),
 }
 
 
-def draw(chart):
-    """All marks of the drawn chart, in order: (mark type, name, items)."""
-    return _draw(json.dumps(chart.to_dict()))
+@functools.cache
+def specification(name):
+    charts.use()
+    return EVERY[name]().to_dict()
+
+
+# ----- pictures read
 
 
 @functools.lru_cache(maxsize=64)
 def _draw(spec):
     found = []
 
-    def walk(node):
-        if "marktype" in node:
-            found.append((node["marktype"], node.get("name") or node.get("role") or "", node.get("items", [])))
-        for child in node.get("items", []):
-            walk(child)
+    def walk(mark, x, y):
+        found.append((mark["marktype"], mark.get("name") or mark.get("role") or "", mark.get("items", []), x, y))
+        for item in mark.get("items", []) if mark["marktype"] == "group" else ():
+            for child in item.get("items", []):
+                walk(child, x + item.get("x", 0), y + item.get("y", 0))
 
-    walk(vl_convert.vegalite_to_scenegraph(spec, vl_version=render.VEGA_LITE)["scenegraph"])
-    return found
+    graph = vl_convert.vegalite_to_scenegraph(spec, vl_version=charts.VEGA_LITE)
+    walk(graph["scenegraph"], *graph["origin"])
+    return found, (graph["width"], graph["height"])
+
+
+def laid_out(chart):
+    """Marks with their places, and the size, of a chart or its specification."""
+    return _draw(json.dumps(chart if isinstance(chart, dict) else chart.to_dict()))
+
+
+def draw(chart):
+    """All marks of a chart, in order: (mark type, name, items)."""
+    return [mark[:3] for mark in laid_out(chart)[0]]
 
 
 def texts(chart, name=""):
-    return [item.get("text") for kind, n, items in draw(chart) if kind == "text" and name in n for item in items]
+    said = [item.get("text") for kind, n, items in draw(chart) if kind == "text" and name in n for item in items]
+    return [text for one in said for text in (one if isinstance(one, list) else [one])]
+
+
+def paths(chart):
+    """The drawn lines, as lists of items."""
+    return [items for kind, n, items in draw(chart) if kind == "line" and "legend" not in n]
 
 
 def tooltip(item):
@@ -106,29 +203,90 @@ def tooltip(item):
     return dict(part.split(": ", 1) for part in item["description"].split("; "))
 
 
-# ----- the renderer
+def boxes(chart):
+    """(text, corners (4, 2)) of every line of text in a chart."""
+    found = []
+    for kind, _, items, x, y in laid_out(chart)[0]:
+        for item in items if kind == "text" else ():
+            lines = item.get("text", "")
+            for i, text in enumerate(lines if isinstance(lines, list) else [lines]):
+                if not text or item.get("opacity") == 0:
+                    continue
+                size = item.get("fontSize", 11)
+                width = ImageFont.load_default(size).getlength(str(text))
+                width = min(width, item.get("limit") or width)
+                left = {"left": 0.0, "center": -width / 2, "right": -width}[item.get("align", "left")]
+                top = {"top": 0, "middle": -0.5, "bottom": -1, "line-top": 0, "line-bottom": -1}.get(
+                    item.get("baseline"), -0.8
+                )
+                top = top * size + i * item.get("lineHeight", size + 2) + 0.12 * size  # ink does not fill a line
+                corners = np.array(
+                    [[left, top], [left + width, top], [left + width, top + 0.72 * size], [left, top + 0.72 * size]]
+                )
+                corners = corners + [item.get("dx", 0), item.get("dy", 0)]
+                turn = np.radians(item.get("angle", 0))
+                corners = corners @ [[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]
+                found.append((str(text), corners + [x + item.get("x", 0), y + item.get("y", 0)]))
+    return found
+
+
+def apart(one, other):
+    """Whether two rectangles do not overlap: some side's direction separates them."""
+    for corners in (one, other):
+        for side in (corners[1] - corners[0], corners[3] - corners[0]):
+            a, b = one @ side, other @ side
+            if a.max() <= b.min() or b.max() <= a.min():
+                return True
+    return False
+
+
+def problems(spec, width=charts.WIDTH):
+    """What a reader would meet: text over text, text outside, a figure wider than the page, no alt text."""
+    found, size = boxes(spec), laid_out(spec)[1]
+    said = [f"{a!r} over {b!r}" for (a, one), (b, other) in itertools.combinations(found, 2) if not apart(one, other)]
+    said += [f"{text!r} outside" for text, box in found if (box < -1).any() or (box > np.add(size, 1)).any()]
+    said += [f"{size[0]:.0f} pixels wide"] * (size[0] > width)
+    return said + ["no alt text"] * (len(spec.get("description", "")) < 30)
+
+
+# ----- every figure
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_every_chart_has_both_representations_and_alt_text(name):
-    chart = EVERY[name]()
-    data, about = chart._repr_mimebundle_(None, None)
-    spec, image = data[render.MIME], Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
+def test_a_figure_has_no_text_over_text_or_outside_fits_the_page_and_has_an_alt_text(name):
+    assert problems(specification(name), 390 if "phone" in name else charts.WIDTH) == []
+
+
+def test_what_a_reader_would_meet_is_noticed():
+    title, axis = alt.Title("a title that is too long for a figure of forty pixels"), alt.Axis(labelOverlap=False)
+    frame = pd.DataFrame({"x": [0, 0.1], "y": [0, 0], "text": ["over one", "another"]})
+    chart = alt.Chart(frame, width=40, height=40, title=title, padding=0, autosize="none").mark_text()
+    chart = chart.encode(x=alt.X("x:Q", axis=axis), y="y:Q", text="text:N")
+    found = problems(chart.to_dict(), 30)
+    assert "'over one' over 'another'" in found and "no alt text" in found and "40 pixels wide" in found
+    assert any("outside" in problem for problem in found)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_figure_has_both_representations(name):
+    data, about = charts.bundle(specification(name))
+    spec, image = data[charts.MIME], Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
     assert spec["$schema"] == "https://vega.github.io/schema/vega-lite/v5.json"
-    assert set(data) == {render.MIME, "image/png", "text/plain"}
+    assert set(data) == {charts.MIME, "image/png", "text/plain"}
     assert image.mode == "P" and len(image.getcolors(256)) <= 256
     about = about["image/png"]
-    assert (about["width"], about["height"]) == tuple(round(n / render.SCALE) for n in image.size)
-    assert about["width"] <= 1000, "too wide for a notebook"
-    assert about["alt"] == spec["description"] and len(about["alt"]) > 30
-    assert data["text/plain"] == spec["title"]
+    assert (about["width"], about["height"]) == tuple(round(n / charts.SCALE) for n in image.size)
+    assert about["alt"] == spec["description"]
+    title = spec["title"] if isinstance(spec["title"], str) else spec["title"]["text"]
+    assert data["text/plain"] == title, "the text stays the same when numbers change"
     pixels = np.asarray(image.convert("RGB"))
     assert (pixels[0] == 255).all() and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 10, "drawn on white, not blank"
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_every_chart_is_valid_for_vega_lite_5_and_draws_as_in_6(name):
-    spec = EVERY[name]().to_dict()
+def test_a_figure_is_valid_for_vega_lite_5_and_drawn_as_in_6(name):
+    spec = specification(name)
+    assert spec == EVERY[name]().to_dict(), "the same table gives the same specification"
 
     def shape(version):
         vega = vl_convert.vegalite_to_vega(spec, vl_version=version)
@@ -136,34 +294,70 @@ def test_every_chart_is_valid_for_vega_lite_5_and_draws_as_in_6(name):
         def marks(node):
             return [(m["type"], m.get("name"), marks(m)) for m in node.get("marks", [])]
 
-        def scales(node):
-            own = {(s["name"], s["type"]) for s in node.get("scales", [])}
-            return own.union(*(scales(m) for m in node.get("marks", [])))
+        return marks(vega), {s["name"] for s in vega.get("signals", [])}
 
-        return marks(vega), scales(vega), {s["name"] for s in vega.get("signals", [])}
-
-    old, new = shape(render.VEGA_LITE), shape(vl_convert.get_vegalite_versions()[-1])
-    assert old[0] == new[0] and old[1] == new[1] and old[2] == new[2]
+    assert shape(charts.VEGA_LITE) == shape(vl_convert.get_vegalite_versions()[-1])
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_no_text_is_smaller_than_twelve_pixels_and_no_point_is_tiny(name):
-    marks = draw(EVERY[name]())
-    sizes = [item["fontSize"] for kind, _, items in marks if kind == "text" for item in items if item.get("text")]
-    assert sizes and min(sizes) >= 12
+def test_texts_are_large_and_dark_enough_and_points_are_not_tiny(name):
+    marks = draw(specification(name))
+    items = [item for kind, _, items in marks if kind == "text" for item in items if item.get("text")]
+    assert items and min(item["fontSize"] for item in items) >= 12
+    for fill in {item["fill"] for item in items}:
+        assert charts.contrast(fill) >= 4.5, fill
     points = [i["size"] for kind, n, items in marks if kind == "symbol" and "legend" not in n for i in items]
-    assert all(size >= 36 for size in points if size)
+    assert all(size >= 16 for size in points if size)
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_the_same_table_gives_the_same_specification(name):
-    assert EVERY[name]().to_dict() == EVERY[name]().to_dict()
+def test_dark_mode_knows_every_colour(name):
+    used = set(re.findall(r"#[0-9a-f]{6}", json.dumps(specification(name))))
+    assert used <= set(charts.DARK)
 
 
-def test_text_stays_the_same_when_numbers_change():
-    one, two = (charts.curves(line(start=s), title="Where?")._repr_mimebundle_(None, None) for s in (0.9, 0.8))
-    assert one[0]["text/plain"] == two[0]["text/plain"] == "Where?"
-    assert one[1]["image/png"]["alt"] != two[1]["image/png"]["alt"], "the numbers are in the alt text"
+def nasty():
+    """Every primitive with names that hold quotes, backslashes, dots, brackets and braces."""
+    layers = [f"{NASTY}.{i}" for i in range(4)]
+    grid, curve = cells(NASTY, f"{NASTY}2", layers, layers), line(NASTY, f"{NASTY}2", layers)
+    curve = curve.rename(columns={"cka": NASTY, "a": "c.d", "layer_a": "layer"}).assign(
+        moment=[f"{NASTY}{i % 2}" for i in range(4)]
+    )
+    points = curve.assign(position=range(4), **{"x.y[0]": curve[NASTY] ** 2})
+    table, ticks = claims_table(NASTY)
+    yield charts.heatmap(grid)
+    yield charts.heatmap(grid, linked=True, color_title=NASTY)
+    yield charts.lines(curve, y=NASTY, color="c.d", panel="b", rules={NASTY: 0.5})
+    yield charts.lines(curve, y=NASTY, color="c.d", slider="moment")
+    yield charts.path(points, "x.y[0]", NASTY, "c.d", panel="b")
+    yield charts.bars(curve, "c.d", NASTY, "b", rules={NASTY: 0.1})
+    yield charts.forest(table.assign(label=NASTY, note=NASTY), ticks.assign(name=NASTY))
+    yield charts.forest(estimates().assign(label=NASTY, panel=NASTY))
+
+
+def test_names_may_hold_quotes_backslashes_dots_and_brackets():
+    for chart in nasty():
+        data, _ = chart._repr_mimebundle_(None, None)
+        words = " ".join(map(str, texts(chart)))
+        assert "D:\\nets\\a" in words and len(data["image/png"]) > 5000
+        assert any(len(items) > 0 for kind, _, items in draw(chart) if kind in ("rect", "line", "symbol"))
+
+
+def test_without_the_packages_figures_are_none_and_texts_are_printed():
+    script = """
+import sys
+for name in ("altair", "vl_convert", "IPython", "ipywidgets"):
+    sys.modules[name] = None
+import pandas as pd, torch
+from repsim import charts
+table = pd.DataFrame({"a": ["sl-0"], "b": ["sl-1"], "layer_a": ["stem"], "layer_b": ["stem"], "cka": [0.5]})
+drawn = [charts.heatmap(table), charts.lines(table), charts.path(table, "cka", "cka"), charts.bars(table), charts.forest(table)]
+drawn.append(charts.images(torch.zeros(1, 3, 8, 8, dtype=torch.uint8)))
+assert drawn == [None] * 6
+charts.show(charts.markdown(table), charts.sentence("It is {}.", 0.5), None)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "| sl-0 | sl-1 | stem | stem | 0.50 |" in run.stdout and "It is 0.50." in run.stdout
 
 
 # ----- heatmaps
@@ -172,60 +366,44 @@ def test_text_stays_the_same_when_numbers_change():
 def test_heatmap_keeps_the_order_of_layers_and_puts_each_value_in_its_place():
     rows = ["z.1", "b.2", "a.3"]  # neither alphabetical nor reversed
     chart = charts.heatmap(cells(rows=rows, cols=rows[::-1] + ["c"]))
-    found = next(items for kind, _, items in draw(chart) if kind == "rect")
-    assert len(found) == 12
-    xs, ys = (sorted({i[k] for i in found}) for k in "xy")
-    for item in found:
+    items = next(items for kind, _, items in draw(chart) if kind == "rect")
+    assert len(items) == 12
+    xs, ys = (sorted({i[k] for i in items}) for k in "xy")
+    for item in items:
         tip = tooltip(item)
         assert rows[ys.index(item["y"])] == tip["sl-0 (row)"]
         assert (rows[::-1] + ["c"])[xs.index(item["x"])] == tip["simclr-0 (column)"]
-    labels = texts(chart, "axis-label")
-    assert labels == [*rows[::-1], "c", *rows]
+    assert texts(chart, "axis-label") == [*rows[::-1], "c", *rows]
 
 
-def test_heatmap_tooltips_name_both_layers_value_and_interval():
-    found = next(items for kind, _, items in draw(charts.heatmap(cells())) if kind == "rect")
-    tip = next(t for t in map(tooltip, found) if (t["layer_a"], t["layer_b"]) == ("layer1.0", "head"))
-    assert tip["sl-0 (row)"] == "layer1.0" and tip["simclr-0 (column)"] == "head" and tip["CKA"] == "0.27 [0.26, 0.28]"
-    assert "0.27 [" not in str(draw(charts.heatmap(cells().drop(columns=["low", "high"]))))
+def test_heatmap_tooltips_have_value_and_interval_and_colours_are_clamped():
+    items = next(items for kind, _, items in draw(charts.heatmap(cells())) if kind == "rect")
+    tip = next(t for t in map(tooltip, items) if (t["sl-0 (row)"], t["simclr-0 (column)"]) == ("layer1.0", "head"))
+    assert tip["CKA"] == "0.27 [0.26, 0.28]"
+    table = cells().assign(cka=-0.3).drop(columns=["low", "high"])
+    table.loc[0, "cka"] = 0.0
+    items = next(items for kind, _, items in draw(charts.heatmap(table)) if kind == "rect")
+    assert len({item["fill"] for item in items}) == 1 and tooltip(items[1])["CKA"] in ("-0.30", "−0.30")
 
 
 def test_heatmap_marks_where_stages_begin():
-    lines = [items for kind, n, items in draw(charts.heatmap(cells())) if kind == "rule" and "layer_" in n]
-    found = next(items for kind, _, items in draw(charts.heatmap(cells())) if kind == "rect")
-    step = found[0]["width"]
+    marks = draw(charts.heatmap(cells()))
+    lines = [items for kind, n, items in marks if kind == "rule" and "layer_" in n]
+    step = next(items for kind, _, items in marks if kind == "rect")[0]["width"]
     across = {item["y"] / step for items in lines for item in items if item.get("x2", item["x"]) != item["x"]}
     down = {item["x"] / step for items in lines for item in items if item.get("y2", item["y"]) != item["y"]}
-    assert across == {1, 3, 5, 6}, "stem | layer1 | layer2 | pool | head"
-    assert down == {1, 3, 5, 6}, "both layers of the head are one stage"
+    assert across == {1, 3, 5, 6} and down == {1, 3, 5, 6}, "stem | layer1 | layer2 | pool | head"
     one = charts.heatmap(cells(rows=["a.0", "a.1"], cols=["a.0", "a.1"]))
     assert not [n for kind, n, _ in draw(one) if kind == "rule" and "layer_" in n]
 
 
 def test_heatmap_hatches_undefined_cells_and_says_so():
-    marks = draw(charts.heatmap(cells(gap=("layer1.0", "head"))))
-    values = next(items for kind, _, items in marks if kind == "rect")
-    grey = [items for kind, _, items in marks if kind == "rect"][1]
+    chart = charts.heatmap(cells(gap=("layer1.0", "head")))
+    marks = draw(chart)
+    values, grey = [items for kind, _, items in marks if kind == "rect"][:2]
     hatch = next(items for kind, _, items in marks if kind == "symbol" and items and items[0]["shape"].startswith("M"))
     assert len(values) == len(SL) * len(SIMCLR) - 1 and len(grey) == len(hatch) == 1
-    assert tooltip(grey[0])["CKA"] == tooltip(hatch[0])["CKA"] == "not defined"
-    assert (tooltip(grey[0])["layer_a"], tooltip(grey[0])["layer_b"]) == ("layer1.0", "head")
-    assert "1 cells not defined" in charts.heatmap(cells(gap=("layer1.0", "head"))).description
-
-
-def test_heatmap_tells_kinds_of_layers_apart_by_shape_and_fill():
-    strips = [items for kind, n, items in draw(charts.heatmap(cells())) if kind == "symbol" and "legend" not in n]
-    (rows, cols) = ([(i["shape"], i["fill"]) for i in items] for items in strips)
-    kinds = ["other", "residual", "post-residual", "residual", "post-residual", "other", "other"]
-    assert rows == [palette.KINDS[k] for k in kinds] and cols == [*rows, palette.KINDS["other"]]
-    assert {"residual", "post-residual", "other"} <= set(texts(charts.heatmap(cells()), "legend"))
-
-
-def test_heatmap_clamps_its_colours_but_not_its_tooltips():
-    table = cells().assign(cka=-0.3).drop(columns=["low", "high"])
-    table.loc[0, "cka"] = 0.0
-    found = next(items for kind, _, items in draw(charts.heatmap(table)) if kind == "rect")
-    assert len({item["fill"] for item in found}) == 1 and tooltip(found[1])["CKA"] in ("-0.30", "−0.30")
+    assert tooltip(grey[0])["CKA"] == "not defined" and "1 cells not defined" in chart.description
 
 
 def test_linked_heatmap_draws_the_chosen_row():
@@ -233,170 +411,188 @@ def test_linked_heatmap_draws_the_chosen_row():
     (parameter,) = [p for p in chart.to_dict()["params"] if p["name"] == "row"]
     assert parameter["select"]["fields"] == ["layer_a"] and parameter["bind"]["options"] == SL
     assert parameter["value"] == [{"layer_a": "layer2.0"}] and parameter["select"]["on"] == "click"
-    marks = draw(chart)
-    points = [items for kind, n, items in marks if kind == "symbol" and "concat_1" in n]
-    drawn = [i for items in points for i in items if i.get("size")]
-    drawn = [tooltip(i) for i in drawn if "CKA" in i.get("description", "")]
-    assert {t["sl-0 (row)"] for t in drawn} == {"layer2.0"}
-    assert sorted(t["simclr-0 (column)"] for t in drawn) == sorted(SIMCLR)
-    with pytest.raises(ValueError, match="linked: expected a table of one pair, got 2"):
-        charts.heatmap(pd.concat([cells(), cells("sl-0", "sl-0", SL, SL)]), linked=True)
+    (points,) = [items for kind, n, items in draw(chart) if kind == "symbol" and "concat_1" in n]
+    assert [tooltip(i)["simclr-0 (column)"] for i in sorted(points, key=lambda i: i["x"])] == SIMCLR
+    assert {tooltip(i)["sl-0 (row)"] for i in points} == {"layer2.0"}
 
 
-# ----- curves
+# ----- lines
 
 
-def paths(chart):
-    """The drawn lines, as lists of items."""
-    return [items for kind, n, items in draw(chart) if kind == "line" and "legend" not in n]
-
-
-def test_curves_go_through_the_layers_in_order():
-    for items in paths(charts.curves(line(), kind="post-residual")):
-        xs = [i["x"] for i in items]
-        assert xs == sorted(xs) and len(set(xs)) == 5
+def test_lines_go_through_the_layers_in_order_and_residual_ones_apart():
+    main, residual = sorted(paths(charts.lines(line())), key=len, reverse=True)
+    assert (len(main), len(residual)) == (5, 2)
+    for items in (main, residual):
+        assert [i["x"] for i in items] == sorted(i["x"] for i in items)
         assert [i["y"] for i in items] == sorted(i["y"] for i in items), "falling values go down the page"
-    labels = texts(charts.curves(line(), kind="post-residual"), "axis-label")
-    assert labels[:5] == ["stem", "1.0", "2.0", "pool", "head"]
+    assert texts(charts.lines(line()), "axis-label")[: len(SL)] == [*map(charts.short, SL)]
+    points = [i for kind, n, items in draw(charts.lines(line())) if kind == "symbol" for i in items]
+    assert {tooltip(i)["layer"]: i["fill"] == "#ffffff" for i in points} == {n: n.endswith(".residual") for n in SL}
 
 
-def test_curves_put_a_layer_that_only_one_line_has_in_its_place():
+def test_kinds_of_layers_can_be_chosen_or_set_side_by_side():
+    both = charts.lines(line(), panel="kind")
+    assert [len(items) for items in paths(both)] == [5, 5] and "residual layers" in str(texts(both))
+    (items,) = paths(charts.lines(line(), kind="post-residual"))
+    assert len(items) == 5
+
+
+def test_a_layer_that_only_one_line_has_is_put_in_its_place():
     both = pd.concat([line(), line("simclr-0", "simclr-1", SIMCLR)])
-    labels = texts(charts.curves(both), "axis-label")
-    assert labels[: len(SIMCLR)] == ["stem", "1.0 res", "1.0", "2.0 res", "2.0", "pool", "head.hidden", "head"]
+    assert texts(charts.lines(both), "axis-label")[: len(SIMCLR)] == [*map(charts.short, SIMCLR)]
 
 
-def test_curves_of_one_comparison_stay_apart_and_share_a_colour():
-    table = pd.concat([line(), line("sl-1", "simclr-1", start=0.85), line("sl-0", "sl-1", start=0.95)])
-    lines = paths(charts.curves(table, kind="post-residual"))
-    assert len(lines) == 3
-    colours = [items[0]["stroke"] for items in lines]
-    assert sorted(colours) == sorted([palette.COLOURS["sl-simclr"]] * 2 + [palette.COLOURS["sl-sl"]])
-    assert {tuple(i[0].get("strokeDash") or ()) for i in lines} == {(1, 0), (7, 4)}
-
-
-def test_residual_layers_are_a_line_and_a_shape_of_their_own():
-    chart = charts.curves(line())
-    assert sorted(map(len, paths(chart))) == [2, 5]
-    points = [i for kind, n, items in draw(chart) if kind == "symbol" and "legend" not in n for i in items if i["size"]]
-    shapes = {tooltip(i)["layer"]: (i["shape"], i["fill"] == "#ffffff") for i in points}
-    assert shapes["layer1.0.residual"] == ("diamond", True)
-    assert shapes["layer1.0"] == ("circle", False) and shapes["pool"] == ("square", False)
-
-
-@pytest.mark.parametrize(
-    ("kind", "expected"),
-    [("residual", {"layer1.0.residual", "layer2.0.residual"}), ("post-residual", {"layer1.0", "layer2.0"})],
-)
-def test_curves_of_one_kind_leave_out_the_other(kind, expected):
-    marks = draw(charts.curves(line(), kind=kind))
-    layers = {
-        tooltip(i)["layer"]
-        for k, n, items in marks
-        if k == "symbol"
-        for i in items
-        if "layer" in i.get("description", "")
-    }
-    assert layers == expected | {"stem", "pool", "head"}
-
-
-def test_an_undefined_value_is_a_gap_in_the_curve():
+def test_an_undefined_value_is_a_gap():
     table = line()
     table.loc[table["layer_a"] == "layer2.0", ["cka", "low", "high"]] = np.nan
-    (items,) = paths(charts.curves(table, kind="post-residual"))
+    (items,) = paths(charts.lines(table, kind="post-residual"))
     assert [i.get("defined", True) for i in items] == [True, True, False, True, True]
 
 
-def test_intervals_are_drawn_to_scale():
-    chart = charts.curves(line(), kind="post-residual", height=300)
-    (band,) = [items for kind, n, items in draw(chart) if kind == "area"]
-    assert band[0]["y"] == pytest.approx(300 * (1 - 0.92)) or band[0]["y"] == pytest.approx(300 * (1 - 0.88))
+def ends(chart):
+    """Name -> (height of its text, colour), of the texts beside the lines."""
+    named = [(i, kind) for kind, n, items in draw(chart) if kind == "text" and n.endswith("_marks") for i in items]
+    return {i["text"]: (i["y"], i["fill"]) for i, _ in named}
 
 
-def test_curves_name_their_colours_by_network_or_pair():
-    table = line().rename(columns={"layer_a": "layer"}).drop(columns=["a", "b", "layer_b"]).assign(network="simclr-1")
-    chart = charts.curves(table, kind="post-residual", y_title="accuracy")
-    assert [items[0]["stroke"] for items in paths(chart)] == [palette.COLOURS["simclr"]]
-    assert "simclr" in texts(chart, "legend")
+def test_lines_are_named_at_their_ends_in_their_colours():
+    table = pd.concat([line(slope=-0.05), line("sl-0", "sl-1", slope=0.0), line("sl-1", "sl-0", slope=0.0)])
+    chart = charts.lines(table, kind="post-residual", domain=(0, 1), rules={"chance": 0.1})
+    named = ends(chart)
+    assert set(named) == {"SL and SimCLR", "two SL seeds", "chance"} and not texts(chart, "legend")
+    assert named["SL and SimCLR"] == (pytest.approx(300 * (1 - 0.6)), charts.COLOURS["sl-simclr"])
+    assert named["two SL seeds"][0] == pytest.approx(300 * (1 - 0.9)) and named["chance"][0] == pytest.approx(270)
+    assert len(paths(chart)) == 3, "each pair of networks is a line, each meaning has one name"
 
 
-@pytest.mark.parametrize(
-    ("a", "b", "expected"),
-    [
-        ("sl-0", "simclr-1", "sl-simclr"),
-        ("simclr-1", "sl-0", "sl-simclr"),
-        ("sl-0", "sl-1", "sl-sl"),
-        ("sl-0", "sl-0@simclr-1", "sl"),
-        ("labels", "simclr-0", "simclr"),
-        ("sl-0", "pixels", "sl"),
-        ("sl_simclr_views-0", "labels", "sl_simclr_views"),
-        ("untrained-1", "sl-0", "sl-untrained"),
-    ],
-)
-def test_comparison(a, b, expected):
-    assert palette.comparison(a, b) == expected
+def test_names_of_lines_that_end_together_do_not_overlap():
+    table = pd.concat([line().assign(pair=f"name {i}", cka=0.999) for i in range(6)])
+    heights = sorted(y for y, _ in ends(charts.lines(table, domain=(0, 1))).values())
+    assert len(heights) == 6 and np.diff(heights) == pytest.approx([charts.LINE] * 5) and heights[0] == pytest.approx(0)
 
 
-def test_timeline_has_one_slider_over_the_moments_and_the_start_beside_the_one_that_is_shown():
-    chart = timeline(panels())
-    (slider,) = [p for p in chart.to_dict()["params"] if p["name"] == "now"]
-    assert slider["bind"] | {"name": ""} == {"input": "range", "min": 0, "max": 2, "step": 1, "name": ""}
-    assert texts(chart).count("at 10.0") == 3 and "at 0.0" not in texts(chart), "the last is shown"
+@pytest.mark.parametrize("places", [[10.0], [5, 5, 5], [0, 100, 50, 52, 51], [100, 99, 98, 0]])
+def test_places_move_as_little_as_they_must(places):
+    sizes = np.full(len(places), 15.0)
+    moved = charts._apart(places, sizes, 100)
+    assert (np.diff(np.sort(moved)) >= 15 - 1e-9).all() and (moved >= -1e-9).all() and (moved <= 100 + 1e-9).all()
+    rivals = np.random.default_rng(0).uniform(0, 100, (20_000, len(places)))
+    rivals = rivals[(np.diff(np.sort(rivals), axis=1) >= 15).all(1)] if len(places) > 1 else rivals
+    assert ((moved - places) ** 2).sum() <= ((rivals - places) ** 2).sum(1).min() + 1e-9
+
+
+def test_more_than_six_names_are_a_legend_and_more_than_five_lines_have_no_bands():
+    many = pd.concat([line().assign(pair=f"name {i}") for i in range(7)])
+    chart = charts.lines(many)
+    assert set(texts(chart, "legend-label")) == {f"name {i}" for i in range(7)} and not ends(chart)
+    assert not [items for kind, _, items in draw(chart) if kind == "area"]
+    (band,) = [
+        items for kind, _, items in draw(charts.lines(line(), kind="post-residual", domain=(0, 1))) if kind == "area"
+    ]
+    assert sorted((band[0]["y"], band[0]["y2"])) == pytest.approx([300 * 0.08, 300 * 0.12]), "0.88 to 0.92"
+
+
+def test_noise_is_not_magnified():
+    table = line(slope=0.0).assign(cka=0.5 + 0.001 * np.arange(7)).drop(columns=["low", "high"])
+    heights = [i["y"] for i in paths(charts.lines(table, kind="post-residual"))[0]]
+    assert max(heights) - min(heights) == pytest.approx(300 * 0.006 / 0.1)
+    assert charts._extent([0.1, 0.9]) == [0, 1] and charts._extent([0.0, 0.01]) == [0, 0.1]
+    low, high = charts._extent([-1.0, 3.0])
+    assert low == pytest.approx(-1.24) and high == pytest.approx(3.24)
+
+
+def test_time_is_logarithmic_and_starts_at_half_of_the_first_share():
+    table = pd.DataFrame({"network": "sl-0", "share": [0, 0.01, 0.1, 1.0], "value": [0.1, 0.2, 0.3, 0.9]})
+    chart = charts.lines(table, "share", "value", log=True)
+    xs = [i["x"] for i in paths(chart)[0]]
+    assert np.diff(xs) / (xs[-1] - xs[0]) == pytest.approx(np.log10([2, 10, 10]) / np.log10(200))
+    assert texts(chart, "axis-label")[:4] == ["start", "1 %", "10 %", "100 %"]
+
+
+def test_the_slider_says_shares_of_training_and_a_picture_shows_the_last():
+    chart = charts.lines(moment_lines(), slider="share")
+    (now,) = [p for p in chart.to_dict()["params"] if p["name"] == "now"]
+    assert now["bind"] | {"name": ""} == {
+        "input": "radio",
+        "options": [0, 1, 2],
+        "labels": ["start", "0.003 %", "100 %"],
+        "name": "",
+    }
+    assert now["bind"]["name"] == "share of training: " and now["value"] == 2
+    assert "100 %" in texts(chart) and "start" not in texts(chart)
     thin = [items for items in paths(chart) if items[0]["strokeWidth"] < 2]
-    assert len(thin) == 6, "the first moment, residual and post-residual layers, three panels"
+    assert len(thin) == 2 and thin[0][-1]["y"] < paths(chart)[-1][-1]["y"], "the first moment, higher than the last"
 
 
-# ----- training and single numbers
+# ----- paths, bars, claims, pictures
 
 
-def test_history_has_a_panel_per_column_and_a_line_per_network():
-    chart = charts.history(history(), ["loss", "accuracy"], title="Training")
-    lines = paths(chart)
-    assert len(lines) == 4 and all(len(items) == 3 for items in lines)
-    assert {i[0]["stroke"] for i in lines} == {palette.COLOURS["sl"], palette.COLOURS["simclr"]}
-    assert {"loss", "accuracy"} <= set(texts(chart, "axis-title"))
-
-
-def test_bars_keep_their_order_start_at_zero_and_carry_their_number():
-    chart = charts.bars(scores(), domain=(0, 1), reference=0.1)
-    items = next(items for kind, _, items in draw(chart) if kind == "rect")
-    assert [i["fill"] for i in sorted(items, key=lambda i: i["y"])] == [palette.COLOURS[n] for n in ("simclr", "sl")]
-    assert [i["width"] for i in sorted(items, key=lambda i: i["y"])] == pytest.approx([0.4 * 520, 0.6 * 520])
-    assert all(i["x"] == 0 for i in items) and {"0.40", "0.60"} <= set(texts(chart))
-
-
-# ----- errors
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: charts.heatmap(cells().drop(columns="cka")), r"table: expected columns .*, got .* without cka; pass"),
-        (lambda: charts.heatmap(cells().iloc[:0]), "at least one row"),
-        (lambda: charts.curves(line(), y="accuracy"), "without accuracy"),
-        (lambda: charts.curves(line(), kind="odd"), "kind: expected all, residual.* got 'odd'"),
-        (lambda: timeline(line()), "without epoch"),
-        (lambda: charts.history(history(), ["f1"], title=""), "without f1"),
-        (lambda: charts.bars(scores(), color="network"), "without network"),
-        (lambda: charts.images(torch.zeros(2, 3, 8, 8)), "uint8 of shape .* got float32 of shape"),
-        (lambda: charts.images(torch.zeros(3, 8, 8, dtype=torch.uint8)), r"got uint8 of shape \(3, 8, 8\)"),
-        (lambda: charts.images(torch.zeros(0, 3, 8, 8, dtype=torch.uint8)), "n > 0"),
-        (lambda: charts.images(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), ["a"]), "captions: expected 2.* got 1"),
-    ],
-)
-def test_what_cannot_be_drawn_is_refused(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
-
-
-# ----- pictures
-
-
-def test_images_are_laid_out_row_by_row():
-    colours = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255]], dtype=torch.uint8)
-    picture = charts.images(
-        colours[:, :, None, None].expand(3, 3, 8, 8), ["red", "green", "blue"], columns=2, title="RGB"
+def test_a_path_runs_in_order_from_an_open_point_to_its_name():
+    table = pd.DataFrame(
+        {"network": "sl-0", "x": [0.1, 0.5, 0.3], "y": [0.2, 0.4, 0.9], "position": [2, 0, 1], "layer": list("cab")}
     )
+    chart = charts.path(table, "x", "y", domain=(0, 1))
+    (items,) = [items for items in paths(chart) if items[0]["stroke"] == charts.COLOURS["sl"]]
+    size = chart.layer[0].data is not None and chart.width
+    assert [i["x"] / size for i in items] == pytest.approx([0.5, 0.3, 0.1])
+    (start,) = [i for kind, n, items in draw(chart) if kind == "symbol" for i in items if i["fill"] == "#ffffff"]
+    assert start["x"] / size == pytest.approx(0.5)
+    assert ends(chart)["SL"][1] == charts.COLOURS["sl"] and "from (0.50, 0.40) to (0.10, 0.20)" in chart.description
+    assert "(a) to the name (c)" in chart.description
+
+
+def test_bars_keep_their_order_start_at_zero_and_carry_number_and_interval():
+    table = pd.DataFrame({"category": ["simclr", "sl"], "value": [0.4, 0.6], "low": [0.35, 0.55], "high": [0.45, 0.65]})
+    chart = charts.bars(table, domain=(0, 1), rules={"chance": 0.1})
+    items = sorted(next(items for kind, _, items in draw(chart) if kind == "rect"), key=lambda i: i["y"])
+    assert [i["fill"] for i in items] == [charts.COLOURS[n] for n in ("simclr", "sl")]
+    assert [i["width"] / chart.width for i in items] == pytest.approx([0.4, 0.6]) and all(i["x"] == 0 for i in items)
+    assert {"0.40", "0.60", "chance", "SimCLR"} <= set(texts(chart))
+    spans = [
+        sorted((i["x"], i["x2"]))
+        for kind, _, items in draw(chart)
+        if kind == "rule"
+        for i in items
+        if "category" in i.get("description", "")
+    ]
+    assert sorted(spans)[0] == pytest.approx([0.35 * chart.width, 0.45 * chart.width])
+
+
+def test_one_look_colours_each_row_by_its_own_side_of_the_threshold():
+    table, ticks = claims_table()
+    chart = charts.forest(table, ticks)
+    marks = draw(chart)
+    colour = {verdict: colour for verdict, (colour, _) in charts.VERDICTS.items()}
+    dots = [items for kind, n, items in marks if kind == "symbol" and items and items[0].get("size") == 110]
+    sides = [i["stroke"] for i in sorted(dots[0], key=lambda i: i["y"])]
+    assert sides == [colour[s] for s in ("undecided", "supported", "contradicted", "supported", "supported")]
+    filled = [i["fill"] != "#ffffff" for i in sorted(dots[0], key=lambda i: i["y"])]
+    assert filled == [True, True, True, False, True], "what is not judged is open"
+    xs = [i["x"] for i in sorted(dots[0], key=lambda i: i["y"])]
+    assert max(xs) == xs[3] == pytest.approx(chart.width), "what lies beyond the axis stands at its end"
+    bands = [i for kind, _, items in marks if kind == "rect" for i in items if i["fill"] == charts.BAND]
+    assert len(bands) == 3
+    attacks = [
+        i for kind, n, items in marks if kind == "symbol" and "legend" not in n for i in items if i.get("size") == 100
+    ]
+    assert len(attacks) == 15 and sum(i["fill"] == "#ffffff" for i in attacks) == 5
+    assert {i["stroke"] for i in attacks} == set(charts.FAMILIES.values())
+    assert {f"{sign} {verdict}" for verdict, (_, sign) in charts.VERDICTS.items()} <= set(texts(chart))
+
+
+def test_estimates_are_shaded_on_the_claimed_side_and_coloured_by_their_own():
+    marks = draw(charts.forest(estimates()))
+    colour = {verdict: colour for verdict, (colour, _) in charts.VERDICTS.items()}
+    dots = [[i["stroke"] for i in items] for kind, _, items in marks if kind == "symbol"]
+    assert dots == [[colour["supported"], colour["undecided"]], [colour["contradicted"], colour["supported"]]]
+    above, below = [items[0] for kind, _, items in marks if kind == "rect"]
+    assert above["x"] > 0 and below["x"] == 0 and "SL 0 and SimCLR 1" in texts(charts.forest(estimates()))
+
+
+def test_images_are_laid_out_row_by_row_and_enlarged_without_smoothing():
+    colours = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255]], dtype=torch.uint8)
+    tensor = colours[:, :, None, None].expand(3, 3, 8, 8)
+    picture = charts.images(tensor, ["red", "green", "blue"], columns=2, title="RGB")
     sheet = np.asarray(Image.open(io.BytesIO(picture.png)))
     side, gap = 144, 12
     for i, colour in enumerate(colours.tolist()):
@@ -404,13 +600,87 @@ def test_images_are_laid_out_row_by_row():
         assert sheet[y, x].tolist() == colour
     data, about = picture._repr_mimebundle_()
     assert data["text/plain"] == "RGB" and about["image/png"]["alt"] == "RGB, a grid of 3 images: red, green, blue"
-    assert about["image/png"]["width"] == sheet.shape[1] // 2
+    labelled = np.asarray(Image.open(io.BytesIO(charts.images(tensor, columns=1, rows=["a", "b", "c"]).png)))
+    assert labelled.shape[1] > side + 2 * gap and labelled[gap + 70, -gap - 70].tolist() == [255, 0, 0]
+    noise = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    sheet = np.asarray(Image.open(io.BytesIO(charts.images(noise, size=36).png)))[12:-12, 12:-12]
+    assert (sheet.reshape(8, 9, 8, 9, 3) == noise[0].permute(1, 2, 0).numpy()[:, None, :, None]).all()
 
 
-def test_images_are_enlarged_without_smoothing():
-    image = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    sheet = np.asarray(Image.open(io.BytesIO(charts.images(image, size=36).png)))[12:-12, 12:-12]
-    assert (sheet.reshape(8, 9, 8, 9, 3) == image[0].permute(1, 2, 0).numpy()[:, None, :, None]).all()
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: charts.heatmap(cells().drop(columns="cka")), r"table: expected columns .*, got .* without cka"),
+        (lambda: charts.heatmap(cells().iloc[:0]), "at least one row"),
+        (
+            lambda: charts.heatmap(pd.concat([cells(), cells("a")]), linked=True),
+            "linked: expected a table of one pair, got 2",
+        ),
+        (lambda: charts.lines(line(), y="accuracy"), "without accuracy"),
+        (lambda: charts.lines(line(), slider="share"), "without share"),
+        (lambda: charts.lines(line(), kind="odd"), "kind: expected post-residual or residual, got 'odd'"),
+        (lambda: charts.path(line(), "cka", "low"), "without network, position"),
+        (lambda: charts.bars(line(), "a", "cka", color="network"), "without network"),
+        (lambda: charts.forest(claims_table()[0].drop(columns="note")), "without note"),
+        (lambda: charts.images(torch.zeros(2, 3, 8, 8)), "uint8 of shape .* got float32 of shape"),
+        (lambda: charts.images(torch.zeros(0, 3, 8, 8, dtype=torch.uint8)), "n > 0"),
+        (lambda: charts.images(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), ["a"]), "captions: expected 2 texts, got 1"),
+        (
+            lambda: charts.images(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), rows=["a"], columns=1),
+            "rows: expected 2 texts",
+        ),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# ----- names, texts
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "key", "name"),
+    [
+        ("sl-0", "simclr-1", "sl-simclr", "SL and SimCLR"),
+        ("simclr-1", "sl-0", "sl-simclr", "SL and SimCLR"),
+        ("sl-0", "sl-1", "sl-sl", "two SL seeds"),
+        ("nscl-0", "nscl-1", "nscl-nscl", "two seeds of NSCL"),
+        ("sl-0", "sl-0@simclr-1", "sl", "SL"),
+        ("labels", "simclr-0", "simclr", "SimCLR"),
+        ("sl-0", "pixels", "sl", "SL"),
+        ("sl_simclr_views-0", "labels", "sl_simclr_views", "SL on SimCLR's views"),
+        ("untrained-1", "sl-0", "sl-untrained", "SL and untrained"),
+        ("ce_views-0", "mine", "ce_views-mine", "ce_views-mine"),
+    ],
+)
+def test_pairs_have_keys_and_names(a, b, key, name):
+    assert charts.pair(a, b) == key and charts.name(key) == name
+
+
+def test_networks_and_unknown_things_have_names():
+    assert charts.name("sl-12") == "SL, seed 12" and charts.name("sl-0 and simclr-1") == "SL 0 and SimCLR 1"
+    assert charts.name("foreground_hue") == "hue of the shape" and charts.name(NASTY) == NASTY
+
+
+def test_sentences_are_filled_with_numbers_and_intervals(capsys):
+    rng = np.random.default_rng(0)
+    replicates = np.append(0.3, 0.3 + 0.02 * rng.normal(size=6))
+    other = Comparison((), {}, torch.ones(6))._jackknife(replicates)
+    text = charts.sentence("{} of {}, {}.", replicates, -0.001, (1, 2, 3))
+    assert text == f"{other[0]:.2f} [{other[1]:.2f}, {other[2]:.2f}] of 0.00, 1.00 [2.00, 3.00]."
+    assert capsys.readouterr().out.strip() == text and text._repr_markdown_() == text
+
+
+def test_tables_become_markdown(capsys):
+    text = charts.markdown("# T", pd.DataFrame({"a|b": [0.123, -0.0001], "c": ["x\ny", 3]}))
+    assert text == "# T\n\n| a\\|b | c |\n| --- | --- |\n| 0.12 | x y |\n| 0.00 | 3 |"
+    assert repr(text) == repr(charts.markdown("other")), "stored outputs compare equal"
+
+
+def test_many_names_make_no_endless_alt_text():
+    table = pd.concat([line().assign(pair=f"name {i}") for i in range(40)])
+    assert "and 16 more" in charts.lines(table).description and "name 30" not in charts.lines(table).description
 
 
 # ----- colours
@@ -472,41 +742,96 @@ def test_ciede2000_gives_published_values():
         assert ciede2000(np.array(one), np.array(two)) == pytest.approx(expected, abs=1e-4)
 
 
-def test_every_objective_has_its_colour():
-    assert set(objectives.OBJECTIVES) <= set(palette.COLOURS)
+def distances(colours, deficiency):
+    seen = {c: lab(np.array(DEFICIENCY[deficiency]) @ linear(c)) for c in colours}
+    return min(ciede2000(seen[one], seen[two]) for one, two in itertools.combinations(seen, 2))
 
 
 @pytest.mark.parametrize("deficiency", DEFICIENCY)
-def test_objectives_are_told_apart_by_everybody(deficiency):
-    seen = {c: lab(np.array(DEFICIENCY[deficiency]) @ linear(c)) for c in set(palette.COLOURS.values())}
-    distance = {frozenset(p): ciede2000(seen[p[0]], seen[p[1]]) for p in itertools.combinations(seen, 2)}
-    assert min(distance.values()) > 7.5
-    main = [palette.COLOURS[n] for n in ("sl", "simclr", "untrained", "sl-simclr")]
-    assert min(distance[frozenset(p)] for p in itertools.combinations(main, 2)) > 15
+@pytest.mark.parametrize(
+    ("names", "least"),
+    [
+        ("sl simclr untrained sl_simclr_views random_labels", 11),
+        ("sl-simclr sl-sl simclr-simclr sl-untrained simclr-untrained", 10),
+        ("sl-simclr sl-sl simclr-simclr sl-sl_simclr_views simclr-sl_simclr_views", 10),
+        ("ce_views supcon nscl simclr untrained rotation", 8),
+        ("byol barlow vicreg rotation simclr ce_views", 10),
+        (" ".join(charts.COLOURS), 4),
+    ],
+)
+def test_what_one_figure_shows_is_told_apart_by_everybody(names, least, deficiency):
+    assert distances([charts.COLOURS[name] for name in names.split()], deficiency) > least
 
 
-@pytest.mark.parametrize("deficiency", DEFICIENCY)
-def test_what_is_no_objective_is_told_apart_from_the_main_ones_as_well(deficiency):
-    main = [palette.COLOURS[n] for n in ("sl", "simclr", "untrained", "sl-simclr")]
-    seen = {c: lab(np.array(DEFICIENCY[deficiency]) @ linear(c)) for c in [*main, *palette.SPARE]}
-    pairs = [p for p in itertools.combinations(seen, 2) if set(p) & set(palette.SPARE)]
-    assert min(ciede2000(seen[one], seen[two]) for one, two in pairs) > 12
-    assert all(palette.contrast(colour) >= 3 for colour in palette.SPARE)
+def test_a_colour_has_one_meaning_and_every_objective_has_one():
+    assert len(set(charts.COLOURS.values())) == len(charts.COLOURS) and set(objectives.OBJECTIVES) <= set(
+        charts.COLOURS
+    )
+    colours, _ = charts._paint(["sl", "mine", "theirs", *map(str, range(20))])
+    assert len(set(colours.values())) == 23 and colours["SL"] == charts.COLOURS["sl"]
 
 
 def test_contrast_is_that_of_the_guidelines():
-    assert palette.contrast("#000000") == pytest.approx(21) and palette.contrast("#ffffff") == pytest.approx(1)
-    assert palette.contrast("#767676") == pytest.approx(4.54, abs=0.005)
-    assert palette.contrast("#767676") == palette.contrast("#ffffff", "#767676")
+    assert charts.contrast("#000000") == pytest.approx(21) and charts.contrast("#ffffff") == pytest.approx(1)
+    assert charts.contrast("#767676") == pytest.approx(4.54, abs=0.005)
+    assert charts.contrast("#767676") == charts.contrast("#ffffff", "#767676")
 
 
-@pytest.mark.parametrize("name", palette.COLOURS)
-def test_lines_have_contrast(name):
-    assert palette.contrast(palette.COLOURS[name]) >= 3
+def test_texts_have_contrast_in_light_and_in_dark():
+    verdicts = [colour for colour, _ in charts.VERDICTS.values()]
+    for colour in (*charts.COLOURS.values(), *verdicts, *charts.FAMILIES.values(), charts.INK, charts.MUTED):
+        assert charts.contrast(colour) >= 4.5 and charts.contrast(charts.DARK[colour], charts.DARK["#ffffff"]) >= 4.5
+    assert len(charts.VERDICTS) == 5 and len(set(verdicts)) == 5
 
 
-def test_text_on_white_has_contrast_in_every_chart():
-    for name, make in EVERY.items():
-        fills = {i.get("fill") for kind, _, items in draw(make()) if kind == "text" for i in items if i.get("text")}
-        for fill in fills:
-            assert re.fullmatch("#[0-9a-f]{6}", fill) and palette.contrast(fill) >= 4.5, (name, fill)
+# ----- what is written of a run
+
+
+def probe(sl=0.5, simclr=0.4, untrained=0.2, pixels=0.3):
+    rows = [(f"{name}-{seed}", "pool", value) for name, value in (("sl", sl), ("simclr", simclr)) for seed in (0, 1)]
+    rows += [("untrained-0", "pool", untrained), ("untrained-0", "layer1.0", 0.9), ("pixels", "pixels", pixels)]
+    table = pd.DataFrame(rows, columns=["network", "layer", "accuracy"])
+    return table.assign(low=table.accuracy - 0.02, high=table.accuracy + 0.02)
+
+
+@pytest.mark.parametrize(
+    ("given", "weak"),
+    [
+        ({}, None),
+        ({"simclr": 0.33}, "SimCLR is"),
+        ({"sl": 0.1, "simclr": 0.1}, "SL and SimCLR are"),
+        ({"pixels": 0.39}, "SimCLR is"),
+    ],
+)
+def test_networks_that_are_not_above_the_baselines_are_named(given, weak):
+    text = figures.learnt(probe(**given), classes=10)
+    assert "chance is 0.10" in text and f"raw pixels {given.get('pixels', 0.3):.2f}" in text
+    assert "0.90" not in text, "only the pool is read"
+    assert (f"**{weak} not clearly above" in text) if weak else "**" not in text
+
+
+def claim(name, *bounds):
+    parts = [Part(f"part {i}", "above", 0.0, (Estimate("x", sum(b) / 2, *b),)) for i, b in enumerate(bounds)]
+    return Claim(name, "s", tuple(parts), "b")
+
+
+def test_a_verdict_that_rests_on_what_an_attack_leaves_alone_was_not_tested():
+    base = [claim("C1", (-2, -1), (1, 2)), claim("C2", (1, 2)), claim("C3", (-1, 1))]
+    attacks = {
+        "leaves": [claim("C1", (-2, -1), (3, 4)), claim("C2", (1, 2)), claim("C3", (-1, 1))],
+        "measures": [claim("C1", (-3, -1), (-1, 1)), claim("C2", (-3, -2)), claim("C3", (1, 2))],
+    }
+    table = rb.card(base, attacks)
+    assert table.outcome.tolist() == ["not tested", "held", "held", "held", "overturned", "decided"]
+    assert table.because.tolist() == ["", "", "", "", "part 0", "part 0"]
+    signs = [figures.sign(r.outcome, r.after) for r in table.itertuples()]
+    assert signs == ["–", "=", "=", "=", "→✘", "→✔"]
+    assert figures.card_table(table.to_dict("records")).splitlines()[2:] == [
+        "| leaves | – | = | = |",
+        "| measures | = | →✘ | →✔ |",
+    ]
+    said = figures.survivors(table).splitlines()
+    assert said[0] == "- **C1** (not supported): holds under all 1 attacks; not tested by leaves."
+    assert said[1] == "- **C2** (supported): overturned by measures; holds under 1 of 2 attacks."
+    assert "not tested: C1 (not supported)" in figures.effect(table, "leaves")
+    assert "**C2 overturned** (supported, now not supported; what fails: part 0)" in figures.effect(table, "measures")
