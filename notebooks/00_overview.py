@@ -14,7 +14,7 @@
 # ([arXiv 2110.00528](https://arxiv.org/abs/2110.00528)); every number here is computed by these notebooks, none is quoted.
 
 # %% tags=["parameters"]
-profile = "quick"  # str: a profile (quick, gpu, ...), a YAML file, or published results to draw; paths count from the checkout
+profile = "results/quick"  # str: published results to draw, a profile (quick, gpu, ...) or a YAML file; paths count from the checkout
 changes = {}  # dict: any field of repsim.study.Study, such as {"data": "~/my-images", "width": 32}
 
 # %%

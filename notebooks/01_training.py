@@ -13,7 +13,7 @@
 # one that comes from the same image. This chapter shows the images, the views, one step of each training, and what came out.
 
 # %% tags=["parameters"]
-profile = "quick"  # str: a profile (quick, gpu, ...), a YAML file, or published results to draw; paths count from the checkout
+profile = "results/quick"  # str: published results to draw, a profile (quick, gpu, ...) or a YAML file; paths count from the checkout
 changes = {}  # dict: any field of repsim.study.Study, such as {"data": "~/my-images", "width": 32}
 network = None  # str: train or load this network alone, such as "simclr-0"; None for all of the study
 

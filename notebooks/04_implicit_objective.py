@@ -13,7 +13,7 @@
 # networks each of them reaches at the end of stage 3: of the class reading, and of recognising an image's other view among images of its class.
 
 # %% tags=["parameters"]
-profile = "quick"  # str: a profile (quick, gpu, ...), a YAML file, or published results to draw; paths count from the checkout
+profile = "results/quick"  # str: published results to draw, a profile (quick, gpu, ...) or a YAML file; paths count from the checkout
 changes = {}  # dict: any field of repsim.study.Study, such as {"data": "~/my-images", "width": 32}
 
 # %%

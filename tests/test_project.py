@@ -1,6 +1,7 @@
 """The files that have to agree with one another do."""
 
 import ast
+import base64
 import re
 import subprocess
 import sys
@@ -162,3 +163,15 @@ def test_published_results_are_whole_small_and_of_a_profile(published):
     fields = study.read_profile(study.PROFILES / f"{published.name}.yaml")
     asked = {name: value for name, value in fields.items() if name not in study.PLACES}
     assert asked == {name: about["parameters"][name] for name in asked}
+
+
+def test_the_readme_shows_the_overviews_figure_and_the_published_verdicts():
+    notebook = nbformat.read(ROOT / "notebooks" / "00_overview.ipynb", as_version=4)
+    pictures = [o.data["image/png"] for c in notebook.cells if c.cell_type == "code" for o in c.outputs if "image/png" in o.get("data", {})]
+    assert base64.b64decode(pictures[0]) == (ROOT / "docs" / "found.png").read_bytes()
+    claims = json.loads((ROOT / "results" / "quick" / "claims.json").read_text())
+    readme = (ROOT / "README.md").read_text()
+    stated = re.findall(r"^\| (C\d) \| (.*?) \| (.*?) \| \*?\*?(.*?)\*?\*? \|$", readme, re.M)
+    expected = [(c["id"], c["statement"], c["sentence"], c["verdict"]) for c in claims if c["id"].startswith("C")]
+    assert stated == expected
+    assert len(re.sub(r"<details>.*?</details>", "", readme, flags=re.S).split()) <= 1500
