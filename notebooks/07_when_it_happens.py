@@ -30,9 +30,7 @@ from repsim.study import Study
 
 study = Study.open(profile, **changes)
 if study.seeds < 2:
-    raise ValueError(
-        f"seeds: expected 2, as networks of different seeds are compared, or 4 for a verdict; got {study.seeds}"
-    )
+    raise ValueError(f"seeds: expected 2, as different seeds are compared, or 4 for a verdict; got {study.seeds}")
 study.train_missing()
 OBJECTIVES, TRAINED = ("untrained", "sl", "simclr"), ("sl", "simclr")
 IMAGES, BATCH = 1024, 64  # test images that are compared, and those of a batch, at most
@@ -41,10 +39,9 @@ networks = [f"{objective}-{seed}" for objective in OBJECTIVES for seed in seeds]
 layers = models.layer_names(study.settings("sl-0").build(2, "meta"))
 blocks, middle = (claims.of_kind(layers, "post-residual", stages) for stages in (None, claims.MIDDLE))
 m, e = (claims.end_of(layers, stage) for stage in ("layer3", "layer4"))
-plans = {
-    o: train.schedule(train.steps(study.settings(f"{o}-0"), study.summary.train)) for o in TRAINED
-}  # share -> step
-shares = [share for share in plans["sl"] if share in plans["simclr"]]  # of training, 0.0 to 1.0
+lengths = {o: train.steps(study.settings(f"{o}-0"), study.summary.train) for o in TRAINED}
+plans = {objective: train.schedule(steps) for objective, steps in lengths.items()}  # share of training -> step
+shares = [share for share in plans["sl"] if share in plans["simclr"]]
 
 
 def shares_of(name):
@@ -119,7 +116,7 @@ def c(a, b, layer, moment):
 
 def rho(a, b, layer, moment):
     """(seeds,): c_AB / sqrt(c_AA c_BB) of each seed; NaN where its networks share nothing with those of its own objective."""
-    first, second = (np.where(own > 0, own, np.nan) for own in (c(a, a, layer, moment), c(b, b, layer, moment)))
+    first, second = (np.where(x > 0, x, np.nan) for x in (c(a, a, layer, moment), c(b, b, layer, moment)))
     return c(a, b, layer, moment) / np.sqrt(first * second)
 
 
@@ -202,10 +199,11 @@ charts.lines(table, y="value", slider="share", title="Every block, moment by mom
 # *How to read it.* Thin grey is the beginning, where all lines lie at 1. A line that sinks says that training drew the two apart; where SL's line with SimCLR
 # stays above its line with untrained networks, the two objectives moved in the same direction.
 #
-# **One row of numbers per layer.** Weights on the way are large, and not all networks have to be at hand at once. So each network leaves the Gram matrices of its
-# blocks at each moment. With U-centring (Székely and Rizzo 2014) unbiased CKA is a plain cosine: HSIC averaged over batches of one size is
-# the inner product of the rows that `centred_row` makes, all batches one after the other. Batches of 64 images take half the space of
-# batches of 128 and estimate the same quantity. The cosine is the number that the other chapters use:
+# **What each network leaves.** Every network is compared with every other one at every moment, but not all have to be at hand at once: once a network has left
+# the Gram matrices of its blocks (and, below, its readings), its snapshots can go, and further seeds can be trained and added (`seeds` 2, then 4, then 6).
+# With U-centring (Székely and Rizzo 2014) unbiased CKA is a plain cosine: HSIC averaged over batches of one size is the inner product of the rows that
+# `centred_row` makes, all batches one after the other. Batches of 64 images take half the space of batches of 128 and estimate
+# the same quantity. The cosine is the number that the other chapters use:
 
 # %%
 x, y = (torch.randn(192, 32, generator=store.generator("moments", i)) for i in (0, 1))
@@ -448,7 +446,7 @@ charts.forest(parts.assign(label=parts.label.map(OUTCOMES)), title="7.1 to 7.3, 
 # %%
 counts = [f"{sum(OUTCOMES[a.verdict] == word for a in answers)} {word}" for word in OUTCOMES.values()]
 when = 10 ** np.log10(times["agreement of the middle"]).mean()
-half = " and ".join(f"step {when * plan[1.0]:.0f} of {plan[1.0]:,} of {charts.name(o)}" for o, plan in plans.items())
+half = " and ".join(f"step {when * steps:.0f} of {steps:,} of {charts.name(o)}" for o, steps in lengths.items())
 where = f" Half of the agreement is there at {half}." if np.isfinite(when) else ""
 run = f"*This run:* {study.basis()}. {study.learnt()}"
 charts.markdown(f"Of {len(answers)} predictions: {', '.join(counts)}.{where} {run}")
