@@ -31,7 +31,7 @@ from tqdm import tqdm
 from repsim import store
 from repsim.comparison import Comparison, Source
 from repsim.inputs import Inputs, as_features, as_labels, as_tensor, batches, check_order, network_input, rows
-from repsim.taps import Layers, Reduction, Tap, run, survey, tapped, tune_allocator
+from repsim.taps import Layers, Reduction, Tap, check_names, run, survey, tapped, tune_allocator
 
 ESTIMATORS = ("unbiased", "biased")
 VARIANTS = (*ESTIMATORS, "rbf", "trimmed")  # what one pass of `compare` can give
@@ -167,14 +167,14 @@ def compare(
     device = next((p.device for model in models.values() for p in model.parameters()), torch.device("cpu"))
     exact_device = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
     half = nullcontext() if autocast is None else torch.autocast(device.type, dtype=autocast)
+    settings = {"reduction": reduction, "channels": channels}
     tune_allocator()
 
     sums: HsicSums | None = None
     start = 0
     pieces = batches(images, batch_size, least=4, input_key=input_key, labels=labels)
-    for i, (x, y) in enumerate(
-        tqdm(pieces, desc="compare", unit="batch", leave=False, disable=None if progress else True)
-    ):
+    shown = {} if progress else {"disable": True}
+    for i, (x, y) in enumerate(tqdm(pieces, desc="compare", unit="batch", leave=False, **shown)):
         stop = start + rows(x)
         part = _slice(rows_of, start, stop, total)
         y = part.pop(("labels", "labels"), y)
@@ -183,9 +183,9 @@ def compare(
             taps = {}
             for name, model in models.items():
                 wanted = layers[name] if isinstance(layers, Mapping) else layers
-                settings = {"reduction": reduction, "channels": channels, "transform": transforms.get(name)}
                 with half:
-                    taps[name] = survey(model, wanted, x, **settings)
+                    taps[name] = survey(model, wanted, x, **settings, transform=transforms.get(name))
+            check_names(settings, {layer for layers_of in taps.values() for layer in layers_of})
             sources = [(s, l) for m in models for s in (m, *(f"{m}@{v}" for v in views)) for l in taps[m]]
             sources += [(s, s) for s in ["labels"] * (y is not None) + ["pixels"] * pixels] + list(part)
             sums = HsicSums(sources, estimators, folds, exact_device, threshold)

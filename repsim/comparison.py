@@ -120,25 +120,48 @@ class Comparison:
         counts = {len(value) for value in names if not isinstance(value, str)}
         if len(counts) > 1:
             raise ValueError(f"a, layer_a, b, layer_b: expected sequences of one length, got {sorted(counts)}")
+        if estimator not in self.hsic:
+            known = ", ".join(self.hsic)
+            raise ValueError(f"estimator: expected one of {known}, got {estimator!r}; compare anew with it")
         count = counts.pop() if counts else 1
-        a, layer_a, b, layer_b = ([v] * count if isinstance(v, str) else list(v) for v in names)
-        values = self._replicates(list(zip(a, layer_a)), list(zip(b, layer_b)), estimator)
+        a, layer_a, b, layer_b = ([value] * count if isinstance(value, str) else value for value in names)
+        i, j = self._rows(a, layer_a), self._rows(b, layer_b)
+        cells = self._index[i, j]
+        if (cells < 0).any():
+            k = int((cells < 0).argmax())
+            first, second = (a[k], layer_a[k]), (b[k], layer_b[k])
+            raise ValueError(f"cell: {first} with {second} is not among the pairs that were kept; compare anew")
+
+        def sums(columns: np.ndarray) -> np.ndarray:
+            whole = self._sums[estimator].numpy()[columns]
+            folds = self.hsic[estimator].numpy()[:, np.minimum(columns, self._folded - 1)]
+            return np.concatenate([whole[None], whole - np.where(columns < self._folded, folds, np.nan)])
+
+        own_a, own_b = (sums(self._index[k, k]) for k in (i, j))
+        with np.errstate(invalid="ignore"):
+            norms = np.sqrt(np.where(own_a > 0, own_a, np.nan) * np.where(own_b > 0, own_b, np.nan))
+            values = sums(cells) / norms
         return values[:, 0] if all(isinstance(value, str) for value in names) else values
+
+    def _rows(self, streams: Sequence[str], layers: Sequence[str]) -> list[int]:
+        for stream, layer in zip(streams, layers):
+            if (stream, layer) not in self._row:
+                known = ", ".join(self.layers(stream))
+                raise ValueError(f"layer: expected one of {known} of {stream!r}, got {layer!r}")
+        return [self._row[source] for source in zip(streams, layers)]
 
     def matrix(self, a: str, b: str | None = None, estimator: str = "unbiased") -> pd.DataFrame:
         """CKA of all layers of stream a (rows) with all layers of stream b (columns; a itself if not given)."""
         b = a if b is None else b
         rows, columns = self.layers(a), self.layers(b)
-        cells = self._replicates(
-            [(a, k) for k in rows for _ in columns], [(b, l) for _ in rows for l in columns], estimator
-        )
-        values = cells[0].reshape(len(rows), len(columns))
+        values = self.replicates(a, [k for k in rows for _ in columns], b, columns * len(rows), estimator)[0]
+        values = values.reshape(len(rows), len(columns))
         return pd.DataFrame(values, pd.Index(rows, name=a), pd.Index(columns, name=b))
 
     def table(self, a: str, b: str | None = None, estimator: str = "unbiased") -> pd.DataFrame:
         """The same in long form with intervals: columns a, b, layer_a, layer_b, cka, low, high."""
         b = a if b is None else b
-        return self._table([((a, k), (b, l)) for k in self.layers(a) for l in self.layers(b)], estimator)
+        return self._table(a, b, [(k, l) for k in self.layers(a) for l in self.layers(b)], estimator)
 
     def curve(self, a: str, b: str, estimator: str = "unbiased") -> pd.DataFrame:
         """As `table`, for layers of the same name; a stream of one layer ("labels") is set against all of the other's."""
@@ -149,7 +172,13 @@ class Comparison:
             pairs = [(k, k) for k in one if k in other]
         if not pairs:
             raise ValueError(f"curve: expected layers that {a!r} and {b!r} both have, got none; use table")
-        return self._table([((a, k), (b, l)) for k, l in pairs], estimator)
+        return self._table(a, b, pairs, estimator)
+
+    def _table(self, a: str, b: str, pairs: list[tuple[str, str]], estimator: str) -> pd.DataFrame:
+        layer_a, layer_b = zip(*pairs)
+        value, low, high = jackknife(self.replicates(a, layer_a, b, layer_b, estimator), self.weights)
+        names = {"a": a, "b": b, "layer_a": layer_a, "layer_b": layer_b}
+        return pd.DataFrame({**names, "cka": value, "low": low, "high": high})
 
     def interval(
         self, function: Callable[[Callable[..., np.ndarray]], np.ndarray], estimator: str = "unbiased"
@@ -223,37 +252,3 @@ class Comparison:
         return {
             name: torch.cat([torch.from_numpy(h.numpy().sum(0)), self.totals[name]]) for name, h in self.hsic.items()
         }
-
-    def _table(self, pairs: list[tuple[Source, Source]], estimator: str) -> pd.DataFrame:
-        replicates = self._replicates([p for p, _ in pairs], [q for _, q in pairs], estimator)
-        value, low, high = jackknife(replicates, self.weights)
-        names = {"a": [p[0] for p, _ in pairs], "b": [q[0] for _, q in pairs]}
-        layers = {"layer_a": [p[1] for p, _ in pairs], "layer_b": [q[1] for _, q in pairs]}
-        return pd.DataFrame({**names, **layers, "cka": value, "low": low, "high": high})
-
-    def _replicates(self, first: list[Source], second: list[Source], estimator: str) -> np.ndarray:
-        """(1 + folds, cells): CKA of all images, then without each fold in turn."""
-        if estimator not in self.hsic:
-            raise ValueError(
-                f"estimator: expected one of {', '.join(self.hsic)}, got {estimator!r}; compare anew with it"
-            )
-        row = self._row
-        for stream, layer in (*first, *second):
-            if (stream, layer) not in row:
-                raise ValueError(
-                    f"layer: expected one of {', '.join(self.layers(stream))} of {stream!r}, got {layer!r}"
-                )
-        i, j = [row[s] for s in first], [row[s] for s in second]
-        cells = self._index[i, j]
-        if (cells < 0).any():
-            k = int((cells < 0).argmax())
-            raise ValueError(f"cell: {first[k]} with {second[k]} is not among the pairs that were kept; compare anew")
-
-        def sums(columns: np.ndarray) -> np.ndarray:
-            whole = self._sums[estimator].numpy()[columns]
-            folds = self.hsic[estimator].numpy()[:, np.minimum(columns, self._folded - 1)]
-            return np.concatenate([whole[None], whole - np.where(columns < self._folded, folds, np.nan)])
-
-        own_a, own_b = (sums(self._index[k, k]) for k in (i, j))
-        with np.errstate(invalid="ignore"):
-            return sums(cells) / np.sqrt(np.where(own_a > 0, own_a, np.nan) * np.where(own_b > 0, own_b, np.nan))

@@ -96,21 +96,21 @@ def _choice(model: nn.Module, layers: Layers) -> dict[str, tuple[str, bool]]:
         study = {}
     if layers is None:
         return {name: (path, True) for name, path in study.items()}
-    modules: dict[str, tuple[str, nn.Module]] = {}
+    modules: dict[str, tuple[str, nn.Module]] = {}  # by path, without the prefixes that torch.compile adds
     for path, module in model.named_modules(remove_duplicate=False):
         modules.setdefault(re.sub(r"(^|\.)_orig_mod(?=\.|$)", "", path).removeprefix("."), (path, module))
+    if isinstance(layers, Mapping):
+        items = list(layers.items())
+    else:
+        items = [layers] if isinstance(layers, (str, type)) else list(layers)
+        items = [(item, study.get(item, item) if isinstance(item, str) else item) for item in items]
     named: list[tuple[str, str, bool]] = []
     unknown = []
-    for item in (
-        layers.items() if isinstance(layers, Mapping) else [layers] if isinstance(layers, (str, type)) else layers
-    ):
-        name, path = (
-            item if isinstance(item, tuple) else (item, study.get(item, item) if isinstance(item, str) else item)
-        )
-        if isinstance(path, type) or path == "all" or (isinstance(path, str) and "*" in path):
+    for name, path in items:
+        if isinstance(path, type) or (isinstance(path, str) and (path == "all" or "*" in path)):
             names = _matches(path, study, modules)
             named += [(n, study.get(n) or modules[n][0], False) for n in names]
-            unknown += [] if names else [str(path)]
+            unknown += [] if names else [repr(path)]
             continue
         if not isinstance(path, str) or not isinstance(name, str):
             raise TypeError(f"layers: expected names, patterns or module types, got {path!r}")
@@ -248,6 +248,7 @@ def survey(
     reduction: Reduction | Mapping[str, Reduction] = "none",
     channels: int | Mapping[str, int] | None = None,
     transform: Callable[[Inputs], Inputs] | None = None,
+    default: Reduction = "none",
 ) -> dict[str, Tap]:
     """The layers to tap, tried on three images: what cannot be used is told at once, before any long work.
 
@@ -255,7 +256,7 @@ def survey(
         layers: as for `resolve`. Of those that "all", a pattern or a type stands for, what is never called or gives no
             row an image is left out, and named once in a warning; what is called k times becomes `path@1` to `path@k`.
         inputs: a batch, of which three images are used, so that no other dimension is taken for that of the images.
-        reduction, channels: as for `pooled`.
+        reduction, channels: as for `pooled`; `default` is the reduction of layers that a mapping does not name.
 
     Raises:
         ValueError, TypeError: as `resolve`; all layers that cannot be used; a network that refuses the images.
@@ -270,9 +271,7 @@ def survey(
     for name, (path, _) in wanted.items():
         targets.setdefault(model.get_submodule(path.partition("@")[0]), []).append(name)
     calls: Counter[nn.Module] = Counter()
-    history: list[
-        tuple[int, torch.Size]
-    ] = []  # the channels' dimension and the shape of what modules of known types gave
+    history: list[tuple[int, torch.Size]] = []  # of modules of known types: the channels' dimension, the output's shape
     starts: dict[nn.Module, list[int]] = {}
     usable: dict[tuple[str, int], Tap] = {}  # by name and call
     faults: dict[str, list[str]] = {}  # what is wrong -> names
@@ -289,7 +288,7 @@ def survey(
             if call not in ("", str(calls[module])):
                 continue
             try:
-                reduce = _reducer(_of(reduction, name, "none"), _of(channels, name, axis), x)
+                reduce = _reducer(_of(reduction, name, default), _of(channels, name, axis), x)
                 usable[name, calls[module]] = Tap(f"{base}@{calls[module]}", reduce)
             except ValueError as error:
                 faults.setdefault(str(error), []).append(name)
@@ -317,18 +316,29 @@ def survey(
                 inner = f"name modules within, as by {base + '.*'!r}" if any(module.children()) else "drop it"
                 faults.setdefault(f"{times} called in a forward pass; {inner}", []).append(name)
             elif asked and not call and calls[module] > 1:
-                faults.setdefault("called more than once in a forward pass; name the call", []).append(f"{path}@2")
+                words = "called more than once in a forward pass; name the call, such as '{}@2'"
+                faults.setdefault(words, []).append(name)
             elif calls[module] == 1 and (name, 1) in usable:
                 usable[name, 1] = usable[name, 1]._replace(path=base)
     if faults:
-        by_name = [name for names in faults.values() for name in names if wanted.get(name, (0, True))[1]]
-        text = "; ".join(f"{', '.join(map(repr, names))}: {words}" for words, names in faults.items())
+        by_name = [name for names in faults.values() for name in names if wanted[name][1]]
+        text = "; ".join(
+            f"{', '.join(map(repr, names))}: {words.replace('{}', wanted[names[0]][0])}"
+            for words, names in faults.items()
+        )
         if by_name or not usable:
             raise ValueError(f"layers: expected layers that a forward pass calls once, with a row an image, got {text}")
         warnings.warn(f"layers: left out {text}", stacklevel=4)
     single = {name for name, k in usable if (name, 2) not in usable and k == 1}
     result = {name if name in single or wanted[name][1] else f"{name}@{k}": tap for (name, k), tap in usable.items()}
     return {name: result[name] for name in wanted} if all(asked for _, asked in wanted.values()) else result
+
+
+def check_names(settings: Mapping[str, object], names: Iterable[str]) -> None:
+    """Raises ValueError where a setting by name has the name of no layer."""
+    for setting, value in settings.items():
+        if isinstance(value, Mapping) and (unknown := [key for key in value if key not in names]):
+            raise ValueError(f"{setting}: expected names of layers ({', '.join(names)}), got {unknown[0]!r}")
 
 
 def _of(value: object, name: str, default: object) -> object:
@@ -387,7 +397,10 @@ def _reducer(reduction: Reduction, axis: int | None, x: Tensor | None) -> Callab
             return output.to(torch.promote_types(output.dtype, torch.float32)).mean(dim=positions)
         return output[:, 0] if reduction == "cls" and positions else output
 
-    shape = tuple(reduce(x).shape)
+    try:
+        shape = tuple(reduce(x).shape)
+    except Exception as error:
+        raise ValueError(f"of shape {tuple(x.shape)}, which its reduction refuses ({error})") from error
     if not shape or shape[0] != 3:
         raise ValueError(
             f"of shape {shape} for three images and not one row an image, which the first dimension must hold"
@@ -419,7 +432,8 @@ def pooled(
             as for `repsim.cka.compare`, whose labels are not used.
         layers: as for `resolve`.
         reduction: "mean" over all positions (pixels, tokens) of every channel, "cls" for the first token, "none" for all
-            of it, or a function of the output (m, ...) that gives (m, ...); for all layers, or by name.
+            of it, or a function of the output (m, ...) that gives (m, ...); for all layers, or by name (others: "mean").
+            Padding counts as tokens do.
         channels: the dimension of an output's channels, for all layers or by name, where the module's type does not tell.
 
     Raises:
@@ -436,7 +450,9 @@ def pooled(
 
     for x, _ in batches(images, batch_size, input_key=input_key, labels=False):
         if taps is None:
-            taps = survey(model, layers, x, reduction=reduction, channels=channels, transform=transform)
+            settings = {"reduction": reduction, "channels": channels}
+            taps = survey(model, layers, x, **settings, transform=transform, default="mean")
+            check_names(settings, taps)
         with tapped(model, {name: tap.path for name, tap in taps.items()}, keep):
             run(model, network_input(x, model, transform))
     return {name: torch.cat(parts[name]) for name in taps}

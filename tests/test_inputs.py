@@ -160,6 +160,15 @@ def test_tokens_may_be_chosen():
     ):
         with pytest.raises(ValueError, match=match):
             pooled(model, x, [layer], reduction=reduction)
+    for settings in ({"reduction": {"encoder": "cls"}}, {"channels": {"encoder": 1}}):
+        for call in (
+            lambda s=settings: pooled(model, x, [layer], **s),
+            lambda s=settings: compare({"a": model}, x, layers=[layer], **s),
+        ):
+            with pytest.raises(ValueError, match=r"expected names of layers \(encoder.ln\), got 'encoder'"):
+                call()
+    with pytest.raises(ValueError, match=r"'encoder.ln': of shape \(3, 17, 32\), which its reduction refuses"):
+        pooled(model, x, [layer], reduction=lambda out: out @ out)
     with pytest.raises(ValueError, match="no first token"):
         pooled(SMALL, X, ["0"], reduction="cls")
 
@@ -513,11 +522,11 @@ def test_all_complaints_come_at_once():
     names = [name for name, _ in model.named_modules() if name]
     with pytest.raises(ValueError, match="called more than once") as refusal:
         compare({"r": model}, x, layers=names)
-    assert all(f"layer{s}.{i}.relu@2" in str(refusal.value) for s in (1, 2, 3, 4) for i in (0, 1))
+    assert all(f"'layer{s}.{i}.relu'" in str(refusal.value) for s in (1, 2, 3, 4) for i in (0, 1))
     with pytest.raises(ValueError, match=r"'layr1' \(did you mean layer1.*'pol' \(did you mean pool"):
         compare({"r": model}, x, layers=["layr1", "stem", "pol"])
     for layers, error, match in (
-        (["lay3r*"], ValueError, r"got lay3r\*"),
+        (["lay3r*"], ValueError, r"got 'lay3r\*'"),
         ([nn.LSTM], ValueError, "LSTM"),
         ([3], TypeError, "names, patterns or module types, got 3"),
         ("pool", TypeError, r"write \['pool'\]"),
