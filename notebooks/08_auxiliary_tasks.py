@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 from torch import nn
 
-from repsim import augment, charts, cka, claims, data, models, probes, shapes, store, taps, train
+from repsim import augment, charts, claims, data, models, probes, shapes, store, taps, train
 from repsim.study import ROOT, Study
 
 study = Study.open(profile, **changes)
@@ -102,7 +102,7 @@ trainee = train.Trainee(settings, len(shapes.SHAPES)).eval()
 draws = [store.generator(0, "validation", 0, view) for view in (0, 1)]
 with torch.no_grad():
     views = [augment.simclr(pictures, draw, **settings.simclr_views()) for draw in draws]
-    by_hand = auxiliary_loss(trainee.model, trainee.companion, views, labels, settings.temperature).item()
+    by_hand = auxiliary_loss(trainee.model, trainee.extra_module, views, labels, settings.temperature).item()
 computed = train.validation_loss(trainee, data.ImageSet(pictures, labels, shapes.SHAPES), settings)
 assert math.isclose(by_hand, computed, rel_tol=1e-4)
 knows_nothing = math.log(63) + math.log(10)
@@ -183,7 +183,7 @@ charts.forest(claims.parts(list(judged.values())), title="8.3 and 8.4, part by p
 
 # %%
 outcomes = "; ".join(f"{id}: {outcome(claim)}" for id, claim in judged.items())
-charts.markdown(f"**{outcomes}.**" + f" Not judged, as {gate}." * bool(gate))
+charts.markdown(f"**{outcomes}.**" + f" Reason: {gate}." * bool(gate))
 
 # %% [markdown]
 # ## Where should a network be cut before it is transferred?
@@ -250,7 +250,7 @@ def fine_tuned_losses(model, cut, images, epochs=8, batch=128, rate=0.05):
 def by_fold(losses):
     """Means of losses (n, columns) by fold of the images, and how many these are, as a table that can be kept."""
     folds = probes.by_fold(losses)
-    return folds.assign(images=folds.attrs["images"])
+    return pd.DataFrame({**folds, "images": folds.attrs["images"]})
 
 
 def as_reading(table, columns):
@@ -340,12 +340,7 @@ def cell_statistics(cell):
     cell.train_missing(names)
     layers = claims.of_kind(models.layer_names(cell.network("sl-0").model), "post-residual", models.STAGES[1:])
     ends = {"m": claims.end_of(layers, "layer3"), "e": claims.end_of(layers, "layer4")}
-    compared = names[: 3 * cell.seeds]
-
-    def compare():
-        networks, test = {name: cell.network(name).model for name in compared}, cell.images.test
-        size = math.ceil(len(test) / probes.FOLDS)
-        return cka.compare(networks, test.images, layers=layers, batch_size=size, folds=probes.FOLDS)
+    similarity = cell.compared("cka-middle", partial(cell.compare, names[: 3 * cell.seeds], layers=layers), names)
 
     def read(name):
         return by_fold(probe_losses(cell.network(name).model, cell.images, list(ends.values())))
@@ -354,7 +349,7 @@ def cell_statistics(cell):
     for name in names:
         table = cell.table(f"ends-{name}", partial(read, name), [name])
         readings[name] = {"probe": as_reading(table, {layer: layer for layer in ends.values()})}
-    evidence = claims.Evidence(cell.compared("cka-middle", compare, compared), readings, cell.seeds)
+    evidence = claims.Evidence(similarity, readings, cell.seeds)
     similar = np.mean([evidence.pi("sl", "simclr", l) for l in layers if l.startswith(claims.MIDDLE)], axis=0)
     losses = {f"{o} {at}": evidence.reading("probe", o, l) for o in OBJECTIVES for at, l in ends.items()}
     return {"pi": similar, **losses}
@@ -405,7 +400,7 @@ try:
     titles = {"similarity": "similarity beyond untrained networks", "share": "SimCLR's share of SL's class gain"}
     table = shown(cells, titles | {"gain": "gain of NT-Xent in SL's middle, nats"}, of_cells)
     columns = {"x": "context", "y": "value", "color": "SimCLR's views", "panel": "quantity"}
-    figure = charts.lines(table, **columns, y_title="", shared=False, title="What makes SL and SimCLR agree")
+    figure = charts.lines(table, **columns, y_title=" ", shared=False, title="What makes SL and SimCLR agree")
 except FileNotFoundError as error:
     cells, figure = {}, charts.markdown(f"*Not here:* {error}.")
 figure
@@ -471,6 +466,8 @@ if jitter:
 
 # %% [markdown]
 # ## All predictions
+#
+# In the figure a dot is the weakest part of a prediction; *supported* there means confirmed, *contradicted* refuted, *undecided* open.
 
 # %%
 in_order = [judged[id] for id in sorted(judged)]
@@ -479,9 +476,12 @@ charts.forest(claims.one_look(in_order), title="Predictions in units of their th
 # %%
 table = registered()
 reasons = table[["why", "meaning"]].to_dict("index")
-study.keep("08", [c.to_dict() | {"verdict": outcome(c)} | reasons[c.id] for c in in_order])
+made_for_it = study.summary.factors  # embedded images were made so that the phenomenon shows
+kept = [c.to_dict() | {"verdict": outcome(c), "exploratory": made_for_it or c.id == "8.5"} for c in in_order]
+study.keep("08", [row | reasons[row["id"]] for row in kept])
+table["effect"] = [judged[id].sentence if id in judged else "" for id in table.index]
 table["outcome"] = [outcome(judged[id]) if id in judged else "not run" for id in table.index]
-charts.markdown(table.reset_index()[["id", "prediction", "criterion", "outcome", "why"]])
+charts.markdown(table.reset_index()[["id", "prediction", "effect", "outcome", "why"]])
 
 # %% [markdown]
 # ## What a designer of auxiliary tasks should do differently

@@ -70,8 +70,6 @@ MEANINGS: Mapping[str, tuple[str, str]] = {
     "simclr_sl_middle": ("#0000f0", "SimCLR, classes in the middle"),
     "byol": ("#c32dc3", "BYOL"),
     "simclr_sl_top": ("#69784b", "SimCLR, classes at the pool"),
-    "simclr_simplex": ("#b40087", "SimCLR with a simplex"),
-    "simclr_random_prototypes": ("#0f3c3c", "SimCLR, random prototypes"),
 }
 COLOURS = {key: colour for key, (colour, _) in MEANINGS.items()}
 NAMES = {key: title for key, (_, title) in MEANINGS.items()} | {

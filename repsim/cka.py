@@ -150,9 +150,13 @@ def compare(
         if models or pixels or not rows_of:
             raise TypeError("images: expected a tensor or a loader of batches, got None")
         images = torch.zeros(len(next(iter(rows_of.values()))), 1)
+    total = None
+    if isinstance(images, Tensor) or hasattr(images, "__array__"):
+        images = as_tensor(images, "images")
+        total = len(images) if images.ndim else 0
     if labels is not None and not isinstance(labels, bool):
         rows_of["labels", "labels"], labels = as_labels(labels), False
-    elif labels and (isinstance(images, Tensor) or hasattr(images, "__array__")):
+    elif labels and total is not None:
         raise ValueError("labels: expected labels beside a tensor of images, got True")
     if rows_of:
         check_order(images, ", ".join(dict.fromkeys(stream for stream, _ in rows_of)))
@@ -167,7 +171,6 @@ def compare(
 
     sums: HsicSums | None = None
     start = 0
-    total = len(images) if isinstance(images, Tensor) or hasattr(images, "__array__") else None
     pieces = batches(images, batch_size, least=4, input_key=input_key, labels=labels)
     for i, (x, y) in enumerate(
         tqdm(pieces, desc="compare", unit="batch", leave=False, disable=None if progress else True)

@@ -313,8 +313,8 @@ class Claim:
 
         def plain(p: Part) -> dict[str, Any]:
             row = dataclasses.asdict(p) | {"verdict": p.verdict}
-            row |= {k: [None if math.isnan(x) else x for x in row[k]] for k in ("scaled", "without_seed")}
-            return {k: None if isinstance(x, float) and math.isnan(x) else x for k, x in row.items()}
+            row |= {k: [x if math.isfinite(x) else None for x in row[k]] for k in ("scaled", "without_seed")}
+            return {k: None if isinstance(x, float) and not math.isfinite(x) else x for k, x in row.items()}
 
         placebos = {n: {"met": met(ps), "parts": [plain(p) for p in ps]} for n, ps in self.placebos.items()}
         head = {"id": self.id, "statement": self.statement, "verdict": self.verdict, "reason": self.reason}

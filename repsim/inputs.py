@@ -163,7 +163,10 @@ def batches(
             yield part, None
         return
     if isinstance(images, (str, bytes, Mapping)) or not isinstance(images, Iterable):
-        raise TypeError(f"images: expected a tensor or a loader of batches, got {type(images).__name__}")
+        raise TypeError(
+            f"images: expected a tensor or a loader of batches, got {type(images).__name__}; "
+            "DataLoader(dataset, batch_size) makes batches of a data set"
+        )
     held: tuple[Inputs, Tensor | None] | None = None
     for i, batch in enumerate(images):
         new = _unpacked(batch, input_key, labels is not False, i)

@@ -624,13 +624,13 @@ class Study:
         return judged
 
     def keep(self, name: str, verdicts: list[dict[str, Any]], learnt: str | None = None) -> None:
-        """Write verdicts to OUT/claims/NAME.json, for run_all.py to collect.
+        """Write verdicts to OUT/claims/NAME.json, for run_all.py to collect, each with what this study's are based on.
 
         learnt: what the networks have learnt, in one sentence, where they are others than the study's own.
         """
         about = {"basis": self.basis(), "exploratory": self.summary.factors, "preregistration": preregistration()}
         about["learnt"] = self.learnt() if learnt is None else learnt
-        text = json.dumps([row | about for row in verdicts], indent=1, allow_nan=False)
+        text = json.dumps([about | row for row in verdicts], indent=1, allow_nan=False)
         store.write(Path(self.out) / "claims" / f"{name}.json", text + "\n")
 
     def learnt(self) -> str:

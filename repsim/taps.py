@@ -17,6 +17,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from types import NoneType
 from typing import NamedTuple
 
 import torch
@@ -81,6 +82,8 @@ def _choice(model: nn.Module, layers: Layers) -> dict[str, tuple[str, bool]]:
         )
     if isinstance(layers, str) and layers != "all" and "*" not in layers:
         raise TypeError(f"layers: expected a list of names or a mapping, got the string {layers!r}; write [{layers!r}]")
+    if not isinstance(layers, (type, Iterable, NoneType)):
+        raise TypeError(f"layers: expected names, patterns or module types, got {layers!r}")
     try:
         study = layer_paths(model)
     except TypeError as error:
@@ -353,7 +356,8 @@ def _channels(module: nn.Module, shape: torch.Size, history: list[tuple[int, tor
     axis, last = history[-1]
     places = [d for d in (1, len(shape) - 1) if shape[d] == last[axis]]
     if len(shape) == len(last):
-        plain = type(module).__module__.startswith("torch.nn") and shape == last  # an activation, or dropout
+        leaf = type(module).__module__.startswith("torch.nn") and not any(module.children())
+        plain = leaf and shape == last  # an activation, or dropout
         if plain or (len(kinds) == 1 and (sorted(shape) != sorted(last) or axis in places)):
             return axis
     return places[0] if len(places) == 1 else None

@@ -74,7 +74,9 @@ class Settings:
     colour: float = 0.4  # strength of their brightness, contrast and saturation jitter, 0 to 1
     hue: float = 0.1  # strength of their hue jitter, in turns, 0 to 0.5 (any hue)
     grayscale: float = 0.2  # the probability that a view is grey
-    precision: str = "auto"  # of the network's passes: "float32", "bfloat16" (autocast), or by device: bfloat16 on CUDA
+    precision: str = (
+        "auto"  # of the network's passes: "float32", "bfloat16" (autocast), or by device (`multiplies_bfloat16`)
+    )
     threads: int = 1  # CPU threads; another number gives other last bits
 
     def __post_init__(self) -> None:
@@ -299,6 +301,12 @@ def _pooled(model: nn.Module, layer: str | None) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies in bfloat16, rather than emulate it: CUDA, and CPUs with AVX512-BF16 or AMX."""
+    cpu = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device.type == "cuda" or (device.type == "cpu" and cpu)
+
+
 def step_loss(
     network: nn.Module,
     images: Tensor,
@@ -322,7 +330,7 @@ def step_loss(
         x = augment.turn(x, labels[rows].repeat(n))
     x = x.contiguous(memory_format=torch.channels_last)
     targets: tuple[Tensor, ...] = ()
-    half = x.is_cuda if settings.precision == "auto" else settings.precision == "bfloat16"
+    half = multiplies_bfloat16(x.device) if settings.precision == "auto" else settings.precision == "bfloat16"
     with torch.autocast(x.device.type, torch.bfloat16, enabled=half), _pooled(network, objective.layer) as found:
         outputs = network(x).chunk(n)
         if objective.ema_copy:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 from torchvision.models import squeezenet1_1
 
-from repsim import augment, explorer, models, pairs, shapes, store
+from repsim import augment, explorer, models, shapes, store
 from repsim.charts import Picture
 from repsim.cka import cka, compare
 
@@ -33,7 +33,7 @@ def test_neighbours_are_those_of_a_plain_search(n, p, seed, data):
     k = data.draw(st.integers(1, n - 1))
     query = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=3))
     x = features(n, p, seed).double()
-    indices, similarities = pairs.neighbours(x, query, k)
+    indices, similarities = explorer.neighbours(x, query, k)
     for i, found, values in zip(query, indices.tolist(), similarities):
         cosine = {j: float(x[i] @ x[j] / (x[i].norm() * x[j].norm())) for j in range(n) if j != i}
         best = sorted(cosine.values(), reverse=True)[:k]
@@ -44,7 +44,7 @@ def test_neighbours_are_those_of_a_plain_search(n, p, seed, data):
 
 def test_equal_images_are_neighbours_in_the_order_of_their_numbers_and_zeros_are_nobodys():
     x = torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [0.0, 0.0], [-1.0, 0.0]])
-    indices, values = pairs.neighbours(x, [1], 4)
+    indices, values = explorer.neighbours(x, [1], 4)
     assert indices.tolist() == [[0, 2, 3, 4]] and values.tolist() == [[1.0, 1.0, 0.0, -1.0]]
 
 
@@ -53,16 +53,16 @@ def test_equal_images_are_neighbours_in_the_order_of_their_numbers_and_zeros_are
 )
 def test_neighbours_refuses_what_there_is_not(query, k, words):
     with pytest.raises(ValueError, match=words):
-        pairs.neighbours(features(), query, k)
+        explorer.neighbours(features(), query, k)
     with pytest.raises(ValueError, match="features: expected shape"):
-        pairs.neighbours(torch.zeros(4, 2, 2), [0], 1)
+        explorer.neighbours(torch.zeros(4, 2, 2), [0], 1)
 
 
 @settings(max_examples=30, deadline=None)
 @given(n=st.integers(4, 25), p=st.integers(2, 6), q=st.integers(2, 6), seed=st.integers(0, 99))
 def test_disagreement_is_an_exact_division_of_one_minus_cka(n, p, q, seed):
     x, y = features(n, p, seed), features(n, q, seed + 100)
-    parts = pairs.disagreement(x, y)
+    parts = explorer.disagreement(x, y)
     assert parts.shape == (n,) and (parts >= 0).all()
     assert float(parts.sum()) == pytest.approx(1 - cka(x, y), abs=1e-9)
 
@@ -80,38 +80,38 @@ def test_disagreement_of_an_image_is_its_row_of_the_difference_by_hand():
                     u[i, j] = gram[i][j] - (sums[i] + sums[j]) / (n - 2) + total / ((n - 1) * (n - 2))
         centred.append(u / (u**2).sum().sqrt())
     expected = [float(((centred[0][i] - centred[1][i]) ** 2).sum()) / 2 for i in range(n)]
-    assert pairs.disagreement(x, y).tolist() == pytest.approx(expected, abs=1e-10)
+    assert explorer.disagreement(x, y).tolist() == pytest.approx(expected, abs=1e-10)
 
 
 def test_the_image_that_was_changed_disagrees_most_and_equal_layers_do_not():
     x = features(40, 8)
-    assert float(pairs.disagreement(x, 3 * x @ torch.linalg.qr(features(8, 8, 5)).Q + 7).sum()) == pytest.approx(
+    assert float(explorer.disagreement(x, 3 * x @ torch.linalg.qr(features(8, 8, 5)).Q + 7).sum()) == pytest.approx(
         0, abs=1e-5
     )
     y = x.clone()
     y[17] = -4 * y[17]
-    assert int(pairs.disagreement(x, y).argmax()) == 17
+    assert int(explorer.disagreement(x, y).argmax()) == 17
 
 
 def test_disagreement_refuses_constant_features_and_other_images():
     with pytest.raises(ValueError, match="y: expected features that vary"):
-        pairs.disagreement(features(), torch.ones(30, 4))
+        explorer.disagreement(features(), torch.ones(30, 4))
     for other in (features(29), features(30).flatten(), features(3)):
-        with pytest.raises(ValueError, match="x, y: expected"):
-            pairs.disagreement(features(3) if len(other) == 3 else features(), other)
+        with pytest.raises(ValueError, match="[xy]: expected"):
+            explorer.disagreement(features(3) if len(other) == 3 else features(), other)
 
 
 def test_mutual_neighbours_of_all_layers_are_those_of_each_pair():
     a, b = {"u": features(20, 4, 1), "v": features(20, 3, 2)}, {"w": features(20, 5, 3) + 1}
-    table = pairs.mutual_neighbours(a, b, k=4)
+    table = explorer.mutual_neighbours(a, b, k=4)
     assert list(zip(table["layer_a"], table["layer_b"])) == [("u", "w"), ("v", "w")]
     for row in table.itertuples():
-        near = []
-        for x in (a[row.layer_a], b[row.layer_b]):
-            unit = torch.nn.functional.normalize(x)
-            near.append((unit @ unit.T).fill_diagonal_(-2).topk(4).indices.tolist())
-        assert row.value == pytest.approx(sum(len({*i} & {*j}) for i, j in zip(*near)) / (4 * 20))
-    assert pairs.mutual_neighbours(a, a, k=4).set_index(["layer_a", "layer_b"])["value"]["u", "u"] == 1
+        lists = [explorer.neighbours(x, range(20), 4)[0].tolist() for x in (a[row.layer_a], b[row.layer_b])]
+        shared = [len(set(p) & set(q)) for p, q in zip(*lists)]
+        assert row.value == pytest.approx(sum(shared) / 80)
+    with pytest.raises(ValueError, match="same images"):
+        explorer.mutual_neighbours(a, {"w": features(21)}, k=4)
+    assert explorer.mutual_neighbours(a, a, k=4).set_index(["layer_a", "layer_b"])["value"]["u", "u"] == 1
 
 
 # ----- the view
@@ -132,7 +132,7 @@ def view(networks):
 
 
 def text(view):
-    return view.said.value
+    return view.status.value
 
 
 def test_three_lines_show_own_networks(view, networks):
@@ -142,11 +142,14 @@ def test_three_lines_show_own_networks(view, networks):
     mixed = IMAGES[torch.randperm(24, generator=store.generator("order"))]
     expected = compare(networks, mixed, layers=LAYERS, batch_size=12).matrix("ours", "squeezenet").loc["pool", "late"]
     assert f"unbiased CKA {expected:.2f}" in text(view) and "pool" in text(view) and "late" in text(view)
-    assert view.pictures.value.count("<img") == 2 and view.pictures.value.count('alt="') == 2
+    for picture in (view.faces, view.apart):
+        assert picture.value.count("<img") == 1 and picture.value.count('alt="') == 1
+    beside = next(row for row in view.children if view.map in getattr(row, "children", ()))
+    assert view.faces in beside.children, "the neighbours stand beside the map"
 
 
 def test_a_click_on_a_cell_chooses_both_layers(view):
-    before = view.pictures.value
+    before = view.faces.value
     # what JupyterChart receives from the browser
     view.map._vl_selections = {
         "cell": {
@@ -161,7 +164,7 @@ def test_a_click_on_a_cell_chooses_both_layers(view):
     assert [menu.value for menu in view.layers] == ["stem", "early"]
     assert view.map.params.row == "stem" and view.map.params.column == "early"
     assert view.curves.params.layer_0 == "stem" and view.curves.params.layer_1 == "early"
-    assert "stem" in text(view) and view.pictures.value != before
+    assert "stem" in text(view) and view.faces.value != before
 
 
 def test_menus_do_what_a_click_does(view):
@@ -185,11 +188,11 @@ def test_another_network_or_measure_redraws_the_map(view):
 def test_images_are_chosen_by_number_and_by_button(view):
     assert view.query.value == ", ".join(map(str, view.differ[:4]))
     view.query.value = "3, 5"
-    assert "image 3:" in view.pictures.value and "image 5:" in view.pictures.value
+    assert "image 3:" in view.faces.value and "image 5:" in view.faces.value
     view.buttons[1].click()
     assert view.query.value == "6, 7, 8, 9"
     view.query.value = "twelve"
-    assert 'role="alert"' in text(view) and view.pictures.value.count("<img") == 1
+    assert 'role="alert"' in text(view) and view.faces.value == ""
     view.query.value = "99 <b>"
     assert "&lt;b&gt;" in text(view)
     view.buttons[0].click()
@@ -215,7 +218,7 @@ def test_still_figures_hold_what_the_view_shows(view):
     assert isinstance(faces, Picture) and isinstance(apart, Picture)
     assert "image 3:" in faces.alt and "ours layer2.0" in faces.alt and "squeezenet early" in apart.alt
     assert Image.open(io.BytesIO(faces.png)).width == 2 * faces.size[0] <= 2 * 960
-    lines = {row["what"] for rows in curves.to_dict()["datasets"].values() for row in rows if "what" in row}
+    lines = {row.get("name") for rows in curves.to_dict()["datasets"].values() for row in rows} - {None}
     assert lines == {"with the classes", "with its view (simclr)"}
     assert all(f.to_dict()["description"] for f in (heatmap, curves))
 
@@ -235,16 +238,16 @@ def test_without_labels_and_views_there_are_no_curves(networks):
 
 def test_images_in_the_order_of_their_classes_have_class_curves(networks):
     order = LABELS.argsort(stable=True)
-    seen = pairs.prepare(networks, IMAGES[order], labels=LABELS[order], layers=LAYERS, batch_size=12)
+    seen = explorer.explore(networks, IMAGES[order], labels=LABELS[order], layers=LAYERS, batch_size=12)
     assert not seen.comparison.undefined
 
 
 def test_a_comparison_made_before_is_used(networks):
     made = compare(networks, IMAGES, layers=LAYERS)
-    seen = pairs.prepare(networks, IMAGES, layers=LAYERS, comparison=made)
+    seen = explorer.explore(networks, IMAGES, layers=LAYERS, comparison=made)
     assert seen.comparison is made and seen.measures == ["unbiased CKA", "mutual 10-NN"]
     with pytest.raises(ValueError, match="comparison: expected the layers given for 'squeezenet'"):
-        pairs.prepare(networks, IMAGES, layers={**LAYERS, "squeezenet": ["features.3"]}, comparison=made)
+        explorer.explore(networks, IMAGES, layers={**LAYERS, "squeezenet": ["features.3"]}, comparison=made)
 
 
 def test_views_pass_through_the_transform_and_grey_or_float_images_are_shown(networks):
@@ -258,21 +261,34 @@ def test_views_pass_through_the_transform_and_grey_or_float_images_are_shown(net
             return self.flat(x)
 
     net = Seen()
-    pairs.prepare({"n": net}, IMAGES, layers=["flat"], transform=lambda x: x.float() / 255, batch_size=24)
-    clean, view = net.inputs[:2]
+    explorer.explore({"n": net}, IMAGES, layers=["flat"], transform=lambda x: x.float() / 255, batch_size=24)
+    clean, view = net.inputs[1:3]  # after three images on which layers are tried
     clean_uint8 = (clean * 255).round().byte()
     assert torch.equal(clean_uint8.sort(0).values, IMAGES.sort(0).values)
     expected = augment.simclr(clean_uint8, store.generator(0, "views", "simclr", 0)) / 4 + 0.5
     assert 0 <= float(view.min()) and float((view - expected).abs().max()) <= 0.5 / 255 + 1e-6
-    grey = pairs.prepare({"n": net}, torch.randn(8, 1, 5, 5, generator=store.generator("grey")), layers=["flat"])
+    grey = explorer.explore({"n": net}, torch.randn(8, 1, 5, 5, generator=store.generator("grey")), layers=["flat"])
     assert grey.images.shape == (8, 3, 5, 5) and grey.images.dtype == torch.uint8
     assert grey.images.min() == 0 and grey.images.max() == 255
+    digits = torch.randint(0, 256, (12, 1, 8, 8), dtype=torch.uint8, generator=store.generator("digits"))
+    one_channel = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+    seen = explorer.explore({"n": one_channel}, digits.numpy(), labels=[0, 1, 2] * 4, layers=["0", "1"])
+    assert torch.equal(seen.images, digits.expand(-1, 3, -1, -1)) and seen.names[:3] == [
+        "class 0",
+        "class 1",
+        "class 2",
+    ]
+    expected = one_channel((digits / 255 - 0.5) / 0.25).mean((2, 3))
+    torch.testing.assert_close(seen.features["n"]["1"], expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
     "settings, words",
     [
         ({"images": [1, 2]}, "images: expected one tensor .* got list; of a loader make one"),
+        ({"images": list(IMAGES)}, r"of a list torch.stack\(images\)"),
+        ({"images": IMAGES.permute(0, 2, 3, 1).numpy()}, r"images: expected .*got shape \(24, 32, 32, 3\)"),
+        ({"labels": LABELS.float()}, "labels: expected whole numbers"),
         ({"images": IMAGES[:4]}, "images: expected one tensor"),
         ({"labels": LABELS[:5]}, r"labels: expected \(24,\)"),
         ({"labels": LABELS, "classes": ["a"]}, "classes: expected a name for each of the labels, got 1"),
@@ -287,7 +303,5 @@ def test_errors_at_the_door(networks, settings, words):
 def test_unknown_layers_networks_and_measures_are_named(view):
     with pytest.raises(ValueError, match="layer_b: expected a layer of squeezenet, one of early, late, got 'pool'"):
         view.still("stem", "pool")
-    with pytest.raises(ValueError, match="network: expected one of ours, squeezenet, got 'theirs'"):
-        pairs.figures(view.subject, "ours", "stem", "theirs", "late")
     with pytest.raises(ValueError, match="measure: expected one of unbiased CKA, biased CKA"):
         view.still("stem", "late", measure="rsa")
