@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import json
 import re
 import subprocess
 import sys
@@ -167,7 +168,8 @@ def test_published_results_are_whole_small_and_of_a_profile(published):
 
 def test_the_readme_shows_the_overviews_figure_and_the_published_verdicts():
     notebook = nbformat.read(ROOT / "notebooks" / "00_overview.ipynb", as_version=4)
-    pictures = [o.data["image/png"] for c in notebook.cells if c.cell_type == "code" for o in c.outputs if "image/png" in o.get("data", {})]
+    outputs = [o.get("data", {}) for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+    pictures = [data["image/png"] for data in outputs if "image/png" in data]
     assert base64.b64decode(pictures[0]) == (ROOT / "docs" / "found.png").read_bytes()
     claims = json.loads((ROOT / "results" / "quick" / "claims.json").read_text())
     readme = (ROOT / "README.md").read_text()
