@@ -152,6 +152,9 @@ class Study:
         images = str(values.get("data", "shapes"))
         if images.lower() not in ("shapes", *data.TORCHVISION) and (ROOT / Path(images).expanduser()).is_dir():
             values["data"] = str(ROOT / Path(images).expanduser())
+        if images.lower() != "shapes":  # a profile's context and saturation are of the embedded images
+            for name in {"context", "saturation"} - set(changes):
+                values.pop(name, None)
         study = cls(**values)
         if source.is_dir() and "data" in values:
             study.images  # noqa: B018 (checked now)

@@ -1,11 +1,13 @@
 import dataclasses
+import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from repsim import data, store, train
+from repsim import claims, data, probes, store, train
 from repsim.study import PROFILES, ROOT, Study, changed, main, read_changes, read_profile
 
 SMALL = {"train_images": 200, "test_images": 64, "width": 4, "epochs_sl": 1, "epochs_simclr": 1, "batch_size": 32}
@@ -17,19 +19,38 @@ def study(tmp_path_factory):
 
 
 def test_a_study_makes_every_table_once(study, monkeypatch):
-    verdicts = study.verdicts()
-    assert [c.id for c in verdicts] == ["C1", "C2", "C3", "C4", "C5", "C6", "C7"]
-    tables = {name: getattr(study, name)() for name in ("probe", "knn", "retrieval", "contrastive", "factors")}
-    assert set(tables["probe"].network) == {*study.names, "pixels"}
-    assert {"x", "rotation", "foreground_hue", "shape"} <= set(tables["factors"].factor)
+    judged = study.judge()
+    assert [c.id for c in judged] == ["C1", "C2", "C3", "C4", "C5", "C6", "C7"]
+    readings, factors = study.readings("simclr-1"), study.factors(["sl-0"])
+    assert {"probe", "correct", "knn", "retrieval", "views", "views of a class"} == set(readings)
+    assert {"x", "rotation", "foreground_hue", "shape"} <= set(factors.factor)
     again = Study(**SMALL, out=study.out)
     for module in ("linear_probe", "knn", "retrieval", "fitted_nt_xent", "factor_probe"):
         monkeypatch.setattr(f"repsim.probes.{module}", None)  # making them again would fail
     monkeypatch.setattr("repsim.cka.compare", None)
     monkeypatch.setattr("repsim.train._train", None)
-    assert repr([c.to_dict() for c in again.verdicts()]) == repr([c.to_dict() for c in verdicts])
-    for name, table in tables.items():
-        pd.testing.assert_frame_equal(getattr(again, name)(), table, check_exact=True)
+    assert repr([c.to_dict() for c in again.judge()]) == repr([c.to_dict() for c in judged])
+    pd.testing.assert_frame_equal(again.factors(["sl-0"]), factors, check_exact=True)
+    for measure, table in again.readings("simclr-1").items():
+        pd.testing.assert_frame_equal(table, readings[measure], check_exact=True)
+
+
+def test_readings_are_those_of_the_probes(study):
+    """The class is read by fold of the test images; the pool is the end of stage 4."""
+    labels = {split: getattr(study.images, split).labels for split in ("train", "validation", "test")}
+    features = {split: {"pool": study.features("sl-1", split)["pool"]} for split in labels}
+    probe = probes.linear_probe(*(v for s in labels for v in (features[s], labels[s])), classes=10)
+    by_fold = study.readings("sl-1")["correct"]
+    assert list(by_fold) == ["stem", *claims.of_kind(list(study.features("sl-1", "test")), "post-residual"), "head"]
+    assert (by_fold["layer4.1"] * by_fold.attrs["images"]).sum() == probe.correct["pool"].sum()
+    assert study.accuracy()["sl"] == pytest.approx(
+        np.mean(
+            [
+                np.average(study.readings(f"sl-{i}")["correct"]["layer4.1"], weights=by_fold.attrs["images"])
+                for i in (0, 1)
+            ]
+        )
+    )
 
 
 def test_the_comparison_holds_every_network_its_views_labels_and_pixels(study):
@@ -55,10 +76,13 @@ def test_contexts_and_saturation_are_of_the_embedded_images(study):
         Study(saturation=1.5)
 
 
-def test_a_claim_is_kept_whole(study):
-    claim = study.claim(study.verdicts()[0])
-    assert '"verdict"' in (kept := (Path(study.out) / "claims" / "C1.json")).read_text()
-    assert claim.id == "C1" and kept.stat().st_size > 100
+def test_claims_are_kept_with_what_they_rest_on(study):
+    (claim,) = study.judge("C1")
+    (kept,) = json.loads((Path(study.out) / "claims" / "C1.json").read_text())
+    assert (kept["id"], kept["verdict"], kept["sentence"]) == ("C1", claims.NOT_JUDGED, claim.sentence)
+    assert "seeds to 4" in kept["reason"] and kept["basis"] == study.basis() and kept["exploratory"]
+    assert kept["preregistration"] and "Linear probes at the pool read" in kept["learnt"]
+    assert "not judged" in study.answer([claim]) and "Exploratory" in study.answer([claim])
 
 
 def test_controls_are_further_networks():
@@ -129,13 +153,13 @@ def test_unusable_profiles_are_refused(content, message, tmp_path):
 
 
 def test_a_damaged_table_is_made_again(study):
-    table = study.probe()
-    (file,) = [p for p in (Path(study.out) / "tables").glob("probe-pixels-*.csv")]
+    table = study.history(["sl-0"])
+    (file,) = [p for p in (Path(study.out) / "tables").glob("history-sl-0-*.csv")]
     file.write_text(file.read_text().replace("0.", "1.", 1))
     with pytest.warns(UserWarning, match="checksum.*made again"):
-        pd.testing.assert_frame_equal(study.probe(), table)
+        pd.testing.assert_frame_equal(study.history(["sl-0"]), table)
     about = store.load_table(file)[1]
-    assert about["table"] == "probe-pixels"
+    assert about["table"] == "history-sl-0"
     assert about["protocol"] == dict(study.protocol().itertuples(index=False))
 
 
@@ -147,12 +171,11 @@ def test_the_fingerprint_of_the_images_decides(study):
 
 
 def test_a_network_keeps_its_tables_whatever_other_networks_a_study_has(study, monkeypatch):
-    probe = study.probe()
+    table = study.readings("sl-0")["probe"]
     monkeypatch.setattr("repsim.probes.linear_probe", None)  # making them again would fail
     fewer = Study(**SMALL, seeds=1, out=study.out)
     assert fewer.key != study.key
-    kept = probe[probe.network.isin([*fewer.names, "pixels"])].reset_index(drop=True)
-    pd.testing.assert_frame_equal(fewer.probe(), kept)
+    pd.testing.assert_frame_equal(fewer.readings("sl-0")["probe"], table)
 
 
 def test_a_study_is_a_profile_with_changes_wherever_it_is_opened(tmp_path, monkeypatch):
@@ -163,7 +186,9 @@ def test_a_study_is_a_profile_with_changes_wherever_it_is_opened(tmp_path, monke
     assert (study.width, study.seeds, study.out) == (4, 3, str(ROOT / "runs" / "mine"))
     assert study.recipe == {"momentum": 0.8, "simclr": {"learning_rate": 0.2, "temperature": 0.2}}
     assert Study.open("profiles/quick.yaml", out="x").out == str(ROOT / "x"), "paths count from the checkout"
-    assert Study.open("quick", data="tests").data == str(ROOT / "tests") and Study.open("quick").data == "shapes"
+    own = Study.open("quick", data="tests")
+    assert (own.data, own.context) == (str(ROOT / "tests"), 0.0), "contexts are of the embedded images"
+    assert (Study.open("quick").data, Study.open("quick").context) == ("shapes", 0.8)
     values = {
         "recipe.sl.weight_decay": "5e-5",
         "data": "~/my images",
@@ -230,7 +255,17 @@ def test_what_there_is_no_time_for_is_not_started(tmp_path, monkeypatch):
     study.network("sl-0")
     assert 0 < study.expected_seconds("sl-1") < study.expected_seconds("simclr-1") < 600
     monkeypatch.setattr(Study, "expected_seconds", lambda self, name: 0.0 if name == "simclr-0" else 3600.0)
-    options = ["--minutes", "2", *(f for n, v in SMALL.items() for f in ("-p", n, str(v))), "-p", "out", str(tmp_path)]
+    (tmp_path / "p.yaml").write_text("width: 4")
+    options = [
+        "--profile",
+        str(tmp_path / "p.yaml"),
+        "--minutes",
+        "2",
+        *(f for n, v in SMALL.items() for f in ("-p", n, str(v))),
+        "-p",
+        "out",
+        str(tmp_path),
+    ]
     main([*options, "simclr-0", "sl-1", "simclr-1"])
     assert study.missing() == ["sl-1", "simclr-1"]
 
