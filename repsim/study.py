@@ -555,7 +555,7 @@ class Study:
         tables = {"probe": probe.loss, "correct": probe.correct}
         tables["knn"] = probes.knn(of("train"), labels["train"], of("test"), labels["test"], classes=classes)
         if name == "pixels":
-            return tables
+            return {measure: table.astype("float32") for measure, table in tables.items()}
         views = [of(split, view) for split in ("train", "test") for view in VIEWS]
         fitted = probes.fitted_nt_xent(
             *views,
@@ -565,7 +565,8 @@ class Study:
             steps=150,
         )
         tables["retrieval"] = probes.retrieval(*views[2:])
-        return tables | {"views": fitted.mixed, "views of a class": fitted.of_a_class}
+        tables |= {"views": fitted.mixed, "views of a class": fitted.of_a_class}
+        return {measure: table.astype("float32") for measure, table in tables.items()}  # as they are kept
 
     def per_network(self, table: str, names: Sequence[str], make: Callable[[str], pd.DataFrame]) -> pd.DataFrame:
         """One table per network, kept one by one (for any study with that network), as one with a column `network`."""
