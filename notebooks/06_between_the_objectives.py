@@ -13,7 +13,7 @@
 # epochs and recipe, and the angle between neighbouring rungs shows which change matters, and in which blocks.
 
 # %% tags=["parameters"]
-profile = "results/quick"  # str: published results to draw, a profile (quick, gpu, ...) or a YAML file; paths count from the checkout
+profile = "results/small"  # str: published results to draw, a profile (quick, gpu, ...) or a YAML file; paths count from the checkout
 changes = {}  # dict: any field of repsim.study.Study, such as {"data": "~/my-images", "width": 32}
 
 # %%

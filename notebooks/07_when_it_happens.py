@@ -13,7 +13,7 @@
 # agree beyond what untrained networks share, when the last stage departs from them, and whether SimCLR learns views before classes.
 
 # %% tags=["parameters"]
-profile = "results/quick"  # str: published results to draw, a profile (quick, gpu, ...) or a YAML file; paths count from the checkout
+profile = "results/small"  # str: published results to draw, a profile (quick, gpu, ...) or a YAML file; paths count from the checkout
 changes = {}  # dict: any field of repsim.study.Study, such as {"data": "~/my-images", "width": 32}
 
 # %%

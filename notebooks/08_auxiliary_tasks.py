@@ -13,7 +13,7 @@
 # networks before they are transferred, and changes, on images with a known cause, whether what SimCLR's views keep goes with the classes.
 
 # %% tags=["parameters"]
-profile = "results/quick"  # str: published results to draw, a profile (quick, gpu, ...) or a YAML file; paths count from the checkout
+profile = "results/small"  # str: published results to draw, a profile (quick, gpu, ...) or a YAML file; paths count from the checkout
 changes = {}  # dict: any field of repsim.study.Study, such as {"data": "~/my-images", "width": 32}
 grid = False  # bool: train the grid of the last part if its table is not there yet, an hour on two cores
 
