@@ -3,7 +3,7 @@
 A figure is interactive where Vega-Lite 5 is known (JupyterLab, the report) and a PNG with alt text everywhere else. It is at most
 WIDTH pixels wide; `width=390` makes one for a phone. Tables hold keys ("sl-simclr", "ce_views"), figures show `name(key)` in its
 colour. What is undefined (NaN) is a hatched cell or a gap. On a machine without altair, vl_convert or fonts every figure is None,
-and texts are printed. A page in dark mode replaces the colours in a specification as `DARK` says.
+and texts are printed. Figures are dark on white; a page in dark mode can invert all but pictures and heatmaps.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
+from repsim.comparison import jackknife
 from repsim.models import layer_kind, stage
 
 try:
@@ -146,19 +146,6 @@ def contrast(colour: str, ground: str = WHITE) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-def _lighter(colour: str, ground: str) -> str:
-    """The first mixture of a colour with white that has 4.5:1 against a dark ground."""
-    rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
-    mixtures = ("#" + bytes((rgb + (255 - rgb) * part).astype(np.uint8)).hex() for part in np.linspace(0, 1, 41))
-    return next(mixture for mixture in mixtures if contrast(mixture, ground) >= 4.5)
-
-
-_GROUND = "#182028"
-DARK = {c: _lighter(c, _GROUND) for c in (*COLOURS.values(), *FAMILIES.values(), CHOSEN, MUTED)}
-DARK |= {c: _lighter(c, _GROUND) for c, _ in VERDICTS.values()}
-DARK |= {INK: "#e6e9ed", WHITE: _GROUND, GRID: "#2b343d", RULE: "#6b7681", BAND: "#45505b", TINT: "#1b332e"}
-
-
 class Text(str):
     """Markdown that Jupyter renders. Its repr says nothing, so that stored outputs compare equal where numbers differ."""
 
@@ -202,16 +189,13 @@ def markdown(*parts: str | pd.DataFrame) -> Text:
 def sentence(template: str, *values: Any) -> Text:
     """Markdown with each {} of the template filled by a number, or by "value [low, high]", both with two decimals.
 
-    values: numbers, triples (value, low, high), or replicates (1 + groups,) as evidence gives them: the statistic of everything,
-    then without each group in turn, of which the 95 % interval is the delete-a-group jackknife's with Student's t.
+    values: numbers, triples (value, low, high), or replicates (1 + folds,): of everything, then without each fold (`jackknife`).
     """
 
     def filled(value: Any) -> str:
         numbers = np.atleast_1d(np.asarray(value, dtype=float))
-        if not isinstance(value, tuple) and len(numbers) > 2:
-            whole, left = numbers[0], numbers[1:]
-            half = stdtrit(len(left) - 1, 0.975) * np.sqrt((len(left) - 1) * left.var())
-            numbers = np.array([whole, whole - half, whole + half])
+        if not isinstance(value, tuple) and len(numbers) > 1:
+            numbers = jackknife(numbers, np.ones(len(numbers) - 1))
         return f"{numbers[0]:z.2f}" + (f" [{numbers[1]:z.2f}, {numbers[2]:z.2f}]" if len(numbers) == 3 else "")
 
     return markdown(template.format(*map(filled, values)))
@@ -525,7 +509,6 @@ def lines(
     slider: str | None = None,
     *,
     line: str | None = None,
-    kind: str | None = None,
     title: str | None = None,
     y_title: str | None = None,
     domain: Sequence[float] | None = None,
@@ -545,18 +528,21 @@ def lines(
         panel: a panel for each value; "kind" sets post-residual and residual layers side by side.
         slider: moments, of which a reader chooses one; a picture shows the last. Thin grey is the first.
         line: what tells lines of one colour apart; a and b, or network, if not given.
-        kind: "post-residual" or "residual" leaves the other kind of layers out.
         domain: range of the y axis; if not given it fits the values and is at least `span` long, as noise is not to be magnified.
         shared: panels have one y axis. log: of x, where 0 ("start") stands at half of the smallest positive value.
         rules: name -> height of a dashed line, such as chance.
 
     Raises:
-        ValueError: a column is missing, the table is empty, or `kind` is unknown.
+        ValueError: a column is missing or the table is empty.
     """
-    rows = _points(table, x, y, color, panel, slider, line, kind)
+    rows = _points(table, x, y, color, panel, slider, line)
     moments = sorted(rows["moment"].unique())
     rows["moment"] = rows["moment"].map(moments.index)
-    groups, label, rules = dict([*rows.groupby("panel", sort=False)]), y_title or name(y), rules or {}
+    groups, label, rules = (
+        dict([*rows.groupby("panel", sort=False)]),
+        name(y) if y_title is None else y_title,
+        rules or {},
+    )
     names = [set(part["name"]) for part in groups.values()]
     few = len(groups) in (1, 2, 4)
     direct = len(set().union(*names)) <= 6 and (few or all(n == names[0] for n in names))
@@ -594,18 +580,7 @@ def lines(
         dashed = alt.Chart(pd.DataFrame({"value": [*rules.values()]}, dtype=float))
         marks.append(dashed.mark_rule(strokeDash=[5, 4], color=MUTED).encode(y=up("value")))
         if written and (columns < 3 or i % columns == columns - 1):
-            ends = part[part["branch"] == part["branch"].min()].dropna(subset="value").sort_values("at", kind="stable")
-            ends = ends.groupby(["moment", "name", "line"], sort=False).tail(1)
-            ends = ends.groupby(["moment", "name"], sort=False)["value"].mean().reset_index()
-            texts = []
-            for moment, of in ends.groupby("moment"):
-                named = [(n, colours[n], v) for n, v in zip(of["name"], of["value"])] if direct else []
-                named += [(n, MUTED, v) for n, v in rules.items()]
-                texts.append(_labels(named, limits, height).assign(moment=moment))
-            texts = pd.concat(texts)
-            ties = alt.Chart(texts).mark_rule(aria=False).encode(color=_hue(), y=up("value"), y2="middle:Q")
-            ties = ties.encode(x=alt.value(plot + 1), x2=alt.value(plot + 9))
-            beside = [ties, _text(texts).encode(x=alt.value(plot + 12), y=up("y"))]
+            beside = _ends(part, colours if direct else {}, rules, limits, plot, height, up)
             marks += [mark.transform_filter("datum.moment == now") if slider else mark for mark in beside]
         if slider:
             told = pd.DataFrame({"moment": range(len(moments)), "text": [_moment(m, slider) for m in moments]})
@@ -624,11 +599,28 @@ def lines(
     return chart
 
 
+def _ends(part, colours, rules, limits, plot, height, up) -> list[alt.Chart]:
+    """The names of lines and rules at the right edge, each at the mean height of its lines' ends, with a stroke from there."""
+    last = part[part["branch"] == part["branch"].min()].dropna(subset="value").sort_values("at", kind="stable")
+    last = last.groupby(["moment", "name", "line"], sort=False).tail(1)
+    texts = []
+    for moment, at_once in last.groupby("moment"):
+        heights = at_once.groupby("name", sort=False)["value"].mean()
+        named = [(n, colours[n], value) for n, value in heights.items() if n in colours]
+        named += [(n, MUTED, value) for n, value in rules.items()]
+        texts.append(_labels(named, limits, height).assign(moment=moment))
+    if not texts:
+        return []
+    base = alt.Chart(pd.concat(texts)).mark_rule(aria=False).encode(color=_hue(), y=up("value"), y2="middle:Q")
+    strokes = base.encode(x=alt.value(plot + 1), x2=alt.value(plot + 9))
+    return [strokes, _text(pd.concat(texts)).encode(x=alt.value(plot + 12), y=up("y"))]
+
+
 def _moment(value: Any, column: str) -> str:
     return percent(value) if column == "share" else str(value)
 
 
-def _points(table, x, y, color, panel, slider, line, kind) -> pd.DataFrame:
+def _points(table, x, y, color, panel, slider, line) -> pd.DataFrame:
     """Points of `lines`: x, value, low, high, key, name, line, panel, moment, open (residual), branch (residual beside others)."""
     if x == "layer" and "layer" not in table:
         table = table.rename(columns={"layer_a": "layer"})
@@ -636,18 +628,16 @@ def _points(table, x, y, color, panel, slider, line, kind) -> pd.DataFrame:
     if color not in table and sources:
         key = pair if len(sources) == 2 else objective
         table = table.assign(**{color: [key(*names) for names in table[sources].to_numpy()]})
-    if kind not in (None, "post-residual", "residual"):
-        raise ValueError(f"kind: expected post-residual or residual, got {kind!r}")
-    if x in table and (kind or panel == "kind"):
+    if panel == "kind" and x in table:
         kinds, other = table[x].map(layer_kind), {"post-residual": "residual", "residual": "post-residual"}
-        shown = [kind] if kind else [k for k in other if (kinds == k).any()] or ["post-residual"]
-        table = pd.concat([table[kinds != other[k]].assign(kind=f"{k} layers") for k in shown])
+        shown = [kind for kind in other if (kinds == kind).any()] or ["post-residual"]
+        table = pd.concat([table[kinds != other[kind]].assign(kind=f"{kind} layers") for kind in shown])
     rows = _frame(table, x=x, value=y, key=color, panel=panel, moment=slider)
     told = table[[line] if line else sources or [color]].astype(str).to_numpy()
     rows = rows.assign(line=[" · ".join(names) for names in told], name=rows["key"].map(name))
     rows = rows.assign(panel=rows["panel"].map(name) if panel else "", moment=rows["moment"] if slider else 0)
     rows["open"] = [x == "layer" and layer_kind(str(v)) == "residual" for v in rows["x"]]
-    rows["branch"] = rows["open"].astype(int) if not kind and panel != "kind" else 0
+    rows["branch"] = rows["open"].astype(int) if panel != "kind" else 0
     return rows
 
 
@@ -688,64 +678,56 @@ def path(
     y: str,
     color: str = "network",
     order: str = "position",
-    panel: str | None = None,
     *,
     title: str | None = None,
     domain: Sequence[float] | None = None,
-    grow: bool = False,
     width: int = WIDTH,
 ) -> alt.TopLevelMixin | None:
     """Points of a plane in the order of a column, each line from an open point to its name: layers, or moments of training.
 
     Args:
         table: a row per point: x, y, `color` (a network or any name; a line for each), `order`; layer, if known, for pointers.
-        panel: a panel for each value, all with the same axes. grow: points grow along the line.
         domain: of both axes, with a dashed line where they are equal; if not given they fit the values.
 
     Raises:
         ValueError: a column is missing or the table is empty.
     """
-    at = "layer" if "layer" in table and panel != "layer" else order
-    rows = _frame(table, x=x, y=y, line=color, order=order, panel=panel, at=at).sort_values("order", kind="stable")
-    ends = [_moment(rows["at"].iloc[k], order) for k in (0, -1)]
-    rows["line"] = rows["line"].astype(str)
-    keys = rows["line"].map(objective)
-    rows = rows.assign(name=keys.map(name), panel=rows["panel"].map(name) if panel else "").sort_index()
+    at = "layer" if "layer" in table else order
+    rows = _frame(table, x=x, y=y, line=color, order=order, at=at).sort_values("order", kind="stable")
+    first, last = (_moment(rows["at"].iloc[k], order) for k in (0, -1))
+    keys = rows["line"].astype(str).map(objective)
+    rows = rows.assign(line=rows["line"].astype(str), name=keys.map(name))
     colours, paint = _paint(keys.sort_index())
-    groups = dict([*rows.groupby("panel", sort=False)])
-    columns = min(len(groups), max(1, width // 300))
-    plot = min(460.0, (width - 28) / columns - 80 - 7 * max(min(len(n), 20) for n in colours))
+    plot = min(460, width - 108 - 7 * max(min(len(n), 20) for n in colours))
     height, limits = 0.8 * plot, [domain or _extent(_numbers(rows, c)) for c in ("x", "y")]
-    panels, words = {}, []
-    for i, (heading, part) in enumerate(groups.items()):
-        part = part.sort_values("order", kind="stable")
-        part["size"] = 16 + 110 * part["order"].rank(method="dense", pct=True) if grow else 56
-        across, up = _axis("X", limits[0], str(x)), _axis("Y", limits[1], None if i % columns else str(y))
-        tied = part.groupby("line", sort=False)
-        last = tied.tail(1).sort_values("x").drop_duplicates("name", keep="last").set_index("name")
-        room = (last["x"] - limits[0][0]) / (limits[0][1] - limits[0][0]) * plot > 14 + 7 * last.index.str.len()
-        left = room & (last["x"] < last["line"].map(tied["x"].first()))
-        texts = _labels([(n, colours[n], v) for n, v in last["y"].items()], limits[1], height)
-        texts["x"] = texts["name"].map(last["x"])
-        texts["left"] = texts["name"].map(left)
-        base = alt.Chart(part).encode(x=across("x"), y=up("y"), color=paint, detail="line:N")
-        dots = base.mark_point(filled=True, opacity=1).encode(size=alt.Size("size:Q", scale=None))
-        first = base.properties(data=tied.head(1)).mark_point(fill=WHITE, size=64, strokeWidth=2, opacity=1)
-        tips = _tips(line="line", at=at) + _tips(".2f", x=x, y=y)
-        marks = [base.mark_line(strokeWidth=2).encode(order="order:Q")]
-        marks += [mark.encode(tooltip=tips) for mark in (dots, first)]
-        if domain:
-            equal = alt.Chart(pd.DataFrame({"x": limits[0], "y": limits[0]})).mark_line(color=MUTED, strokeDash=[5, 4])
-            marks.insert(0, equal.encode(x=across("x"), y=up("y")))
-        for test, look in (("datum.left", {"align": "right", "dx": -10}), ("!datum.left", {"dx": 10})):
-            marks.append(_text(texts, **look).transform_filter(test).encode(x=across("x"), y=up("y")))
-        panels[heading] = alt.layer(*marks).properties(width=plot, height=height)
-        for n, of in tied:
-            (x0, y0), (x1, y1) = of[["x", "y"]].iloc[[0, -1]].to_numpy()
-            words.append(f"{heading} {name(n)} from ({x0:z.2f}, {y0:z.2f}) to ({x1:z.2f}, {y1:z.2f})".strip())
-    note = f"Lines run from the open point ({ends[0]}) to the name ({ends[1]})."
+    across, up = _axis("X", limits[0], str(x)), _axis("Y", limits[1], str(y))
+    tied = rows.groupby("line", sort=False)
+    ends = tied.tail(1).sort_values("x").drop_duplicates("name", keep="last").set_index("name")
+    room = (ends["x"] - limits[0][0]) / (limits[0][1] - limits[0][0]) * plot > 14 + 7 * ends.index.str.len()
+    left = room & (ends["x"] < ends["line"].map(tied["x"].first()))  # a name stands where its line goes
+    texts = _labels([(n, colours[n], v) for n, v in ends["y"].items()], limits[1], height)
+    texts = texts.assign(x=texts["name"].map(ends["x"]), left=texts["name"].map(left))
+    tips = _tips(line="line", at=at) + _tips(".2f", x=x, y=y)
+    base = alt.Chart(rows).encode(x=across("x"), y=up("y"), color=paint, detail="line:N")
+    dots, start = base.encode(tooltip=tips), base.properties(data=tied.head(1)).encode(tooltip=tips)
+    marks = [
+        base.mark_line(strokeWidth=2).encode(order="order:Q"),
+        dots.mark_point(filled=True, size=56, opacity=1),
+        start.mark_point(fill=WHITE, size=64, strokeWidth=2, opacity=1),
+    ]
+    for test, look in (("datum.left", {"align": "right", "dx": -10}), ("!datum.left", {"dx": 10})):
+        marks.append(_text(texts, **look).transform_filter(test).encode(x=across("x"), y=up("y")))
+    if domain:
+        equal = alt.Chart(pd.DataFrame({"x": limits[0], "y": limits[0]})).mark_line(color=MUTED, strokeDash=[5, 4])
+        marks.insert(0, equal.encode(x=across("x"), y=up("y")))
+    words = []
+    for n, way in tied:
+        (x0, y0), (x1, y1) = way[["x", "y"]].iloc[[0, -1]].to_numpy()
+        words.append(f"{name(n)} from ({x0:z.2f}, {y0:z.2f}) to ({x1:z.2f}, {y1:z.2f})")
+    note = f"Lines run from the open point ({first}) to the name ({last})."
     heading = alt.Title(title or f"{y} against {x}", subtitle=textwrap.wrap(note, width // 7))
-    return _together(panels, columns, heading, f"{y} against {x}. {note} {'; '.join(words)}.")
+    chart = alt.layer(*marks).properties(width=plot, height=height)
+    return _together({"": chart}, 1, heading, f"{y} against {x}. {note} {'; '.join(words)}.")
 
 
 @figure
