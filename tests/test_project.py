@@ -89,7 +89,10 @@ def test_a_notebook_as_plain_html_shows_every_figure(path):
 def test_links_between_notebooks_lead_somewhere(path):
     text = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown")
     for target in re.findall(r"\]\(([^)]+)\)", text):
-        assert target.startswith("https://") or (path.parent / target).exists(), target
+        if target.startswith("#"):
+            assert re.search(rf"^#+ {re.escape(target[1:].replace('-', ' '))}$", text, re.M), target
+        else:
+            assert target.startswith("https://") or (path.parent / target).exists(), target
 
 
 def test_the_numerical_core_needs_no_notebook_packages():
