@@ -23,8 +23,8 @@ CLAIM = """
 import json, pathlib
 folder = pathlib.Path(changes["out"]) / "claims"
 folder.mkdir(parents=True, exist_ok=True)
-claim = {"id": "%s", "statement": "s", "basis": "b", "verdict": "undecided", "parts": []}
-(folder / "%s.json").write_text(json.dumps(claim))
+claim = {"id": "%s", "statement": "s", "basis": "b", "verdict": "undecided", "reason": "", "learnt": "l", "parts": []}
+(folder / "%s.json").write_text(json.dumps([claim]))
 """
 
 
@@ -54,9 +54,8 @@ def project(tmp_path, monkeypatch):
     notebook(notebooks, "a", trace % "a" + CLAIM % ("C1", "C1"))
     notebook(notebooks, "b", trace % "b" + CLAIM % ("C2", "C2"))
     notebook(notebooks, "c", trace % "c")
-    leave = OUT + "file = out / 'predictions' / 'd.json'\nfile.parent.mkdir(exist_ok=True)\n"
-    notebook(notebooks, "d", trace % "d" + leave + """file.write_text('[{"outcome": "open"}]')""")
-    monkeypatch.setattr(run_all, "FURTHER", {"d": (["01_training"], ["predictions/d.json"], ["supcon", "byol-0"])})
+    notebook(notebooks, "d", trace % "d" + CLAIM % ("6.1", "d"))
+    monkeypatch.setattr(run_all, "FURTHER", {"d": (["01_training"], ["claims/d.json"], ["supcon", "byol-0"])})
     monkeypatch.setattr(run_all, "NOTEBOOKS", notebooks)
     monkeypatch.setattr(
         run_all,
@@ -210,11 +209,11 @@ def test_list_says_what_would_run_and_runs_nothing(project, capfd):
 
 def test_further_chapters_run_when_asked_for_and_stay_in_the_report(project, capfd):
     assert project() == (0, ["a", "b", "c", "train", "train", "train"])
-    assert json.loads((project.out / "predictions.json").read_text()) == []
+    assert [c["id"] for c in json.loads((project.out / "claims.json").read_text())] == ["C1", "C2"]
     assert project("--all") == (0, ["d"]) and project("--all") == (0, [])
-    assert json.loads((project.out / "predictions.json").read_text()) == [{"outcome": "open"}]
+    assert [c["id"] for c in json.loads((project.out / "claims.json").read_text())] == ["C1", "C2", "6.1"]
     assert project() == (0, []) and 'id="d"' in (project.out / "index.html").read_text()
-    (project.out / "predictions" / "d.json").unlink()
+    (project.out / "claims" / "d.json").unlink()
     assert project("--only", "d") == (0, ["d"])
     capfd.readouterr()
     project("--list", "--all")
