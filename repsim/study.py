@@ -698,7 +698,7 @@ class Study:
             if f.name not in unsaid and getattr(self, f.name) is not None
         }
         rows = {
-            "parameters": ", ".join(f"{name} = {value}" for name, value in changed.items()),
+            "parameters": ", ".join(f"{k} = {v}" for k, v in changed.items()).replace(f"{ROOT}/", ""),
             "versions": f"python {platform.python_version()}, torch {torch.__version__}, "
             f"torchvision {torchvision.__version__}, repsim {__version__}, commit {commit()}",
             "device": f"{self.torch_device}, {torch.get_num_threads()} threads on {os.cpu_count()} cores",
