@@ -153,6 +153,8 @@ def test_a_kernel_that_dies_in_the_middle_is_said_and_leaves_what_was_there(proj
     notebook(project.notebooks, "a", "import os\nos.kill(os.getpid(), 9)")
     code, ran = project()
     assert code != 0 and ran == []
+    page = (project.out / "index.html").read_text()
+    assert "was executed with other settings, images or sources" in page and 'id="C2"' in page and 'id="C1"' not in page
     notebook(project.notebooks, "b", "import os\nos.kill(os.getpid(), 9)")
     assert project()[1] == []
     said = capfd.readouterr().err.split("stopped")[-1]
@@ -161,8 +163,6 @@ def test_a_kernel_that_dies_in_the_middle_is_said_and_leaves_what_was_there(proj
     )
     assert said.count("the same") == 1, "the second time it is not explained again"
     assert (project.out / "notebooks" / "a.ipynb").read_bytes() == whole
-    page = (project.out / "index.html").read_text()
-    assert "was executed with other settings, images or sources" in page and 'id="C2"' in page and 'id="C1"' not in page
 
 
 def test_verdicts_of_other_settings_are_not_mixed_into_the_report(project):
