@@ -326,7 +326,7 @@ class Study:
             processes = cores() // self.threads if pays and sum(seconds.values()) > WORTH_A_PROCESS else 0
         shares: list[list[str]] = [[] for _ in range(max(1, min(processes, len(missing))))]
         for name in missing:
-            min(shares, key=lambda share: sum(seconds[n] for n in share)).append(name)
+            min(shares, key=lambda share: (sum(seconds[n] for n in share), len(share))).append(name)
         longest = max(sum(seconds[n] for n in share) for share in shares)
         count = len(set(self.names if names is None else names))
         print(
