@@ -279,19 +279,18 @@ def test_scripts_run_without_jupyter_and_what_they_leave_is_collected(project, m
     (project.folder / "blocked").mkdir()
     (project.folder / "blocked" / "sitecustomize.py").write_text(blocked)
     monkeypatch.setenv("PYTHONPATH", str(project.folder / "blocked"))
-    cells = f"""{blocked}
-# %% tags=["parameters"]
+    cells = """# %% tags=["parameters"]
 profile = "none"  # str: another comment
-changes = {{}}
+changes = {}
 
 # %%
-{CLAIM % ("C1", "C1")}
 from repsim.study import Study
 print(Study.open(profile, **changes).width, "\\d")
 """
-    for name in ("01_training", "a", "b", "c"):
-        (project.notebooks / f"{name}.py").write_text(cells if name == "a" else "network = 1\nprint(network)")
-    (project.notebooks / "c.py").write_text("raise RuntimeError('no more disk')")
+    scripts = {name: cells + CLAIM % (claim, claim) for name, claim in (("a", "C1"), ("b", "C2"))}
+    scripts |= {"01_training": "network = 1\nprint(network)", "c": "raise RuntimeError('no more disk')"}
+    for name, script in scripts.items():
+        (project.notebooks / f"{name}.py").write_text(script)
     code = f"""{blocked}
 import runpy, pathlib, run_all
 run_all.NOTEBOOKS = pathlib.Path({str(project.notebooks)!r})
@@ -307,7 +306,7 @@ sys.exit(run_all.main(sys.argv[1:]))
     assert done.returncode == 1 and "c: RuntimeError: no more disk" in done.stderr and "5 of 6 run" in done.stdout
     printed = {path.stem: path.read_text() for path in (project.out / "notebooks").glob("*.txt")}
     assert printed["a"] == "8 \\d\n" and printed["01_training-sl-0"] == "sl-0\n" and printed["01_training"] == "1\n"
-    assert [c["id"] for c in json.loads((project.out / "claims.json").read_text())] == ["C1"]
+    assert [c["id"] for c in json.loads((project.out / "claims.json").read_text())] == ["C1", "C2"]
     assert list((project.out / "networks").glob("simclr-0-*.safetensors"))
 
 
