@@ -17,7 +17,9 @@ profile = "results/quick"  # str: published results to draw, a profile (quick, g
 changes = {}  # dict: any field of repsim.study.Study, such as {"data": "~/my-images", "width": 32}
 
 # %%
+import bisect
 import dataclasses
+import functools
 import itertools
 import math
 
@@ -27,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from scipy.linalg import orthogonal_procrustes
 
-from repsim import charts, cka, claims, models, probes, store, taps
+from repsim import charts, cka, claims, models, probes, store, taps, train
 from repsim.study import Study
 
 study = Study.open(profile, **changes)
@@ -84,14 +86,21 @@ charts.lines(pd.concat(curves), y="value", color="variant", y_title="CKA", title
 # ## 2. Is it one seed, or the choice of a reference layer?
 #
 # Every statistic is computed again without each seed index of all objectives; the interval is built from these values, and the figure shows the
-# furthest of them. C4 to C7 compare the ends of stages: they are judged again with the block before the end of stage 3 in its place.
+# furthest of them. C4 to C7 compare the ends of stages: they are judged again with the block before the end of stage 3 in its place, and C4 with the first block of
+# stage 2 in the place of the end of stage 1, and with the head in the place of the last block.
 
 # %%
 for claim in answers:
     for seed, scaled in enumerate(zip(*(part.without_seed for part in claim.parts))):
         attacks.append((claim.id, min(scaled) if np.isfinite(scaled).all() else math.nan, "estimator", f"without seed {seed}", True))
-earlier = dataclasses.replace(evidence, ends={"layer3": evidence.blocks("layer3")[-2]})
-attack("another reference layer", "estimator", {c: claims.CLAIMS[c][1](earlier)[0] for c in ("C4", "C5", "C6", "C7")})
+others = {
+    "stage 3 ends a block earlier": ({"layer3": evidence.blocks("layer3")[-2]}, ("C4", "C5", "C6", "C7")),
+    "stage 1 ends a block later": ({"layer1": evidence.blocks("layer2")[0]}, ("C4",)),
+    "the head for the last block": ({"layer4": "head"}, ("C4",)),
+}
+for title, (ends, names) in others.items():
+    again = dataclasses.replace(evidence, ends=ends)
+    attack(title, "estimator", {name: claims.CLAIMS[name][1](again)[0] for name in names})
 
 # %% [markdown]
 # ## 3. Is it the augmentation, not the objective?
@@ -108,6 +117,57 @@ if "sl_simclr_views" in study.controls:
 # %% [markdown]
 # *How to read it.* If the line of SL on SimCLR's views with SimCLR lay far above that of SL with SimCLR, equal views would explain the similarity.
 #
+# Nor should a difference be one of success only: SL usually reads the classes better than SimCLR. The snapshot of SL's training at which its probe at the
+# end of the network is as good as SimCLR's takes SL's place. The probe gets better with training, so a few halvings of the list of snapshots find it:
+
+# %%
+E3, E4 = evidence.end("layer3"), evidence.end("layer4")
+splits = ("train", "validation", "test")
+
+
+@functools.cache
+def probed(share):
+    """Probes of SL's snapshots at the ends of stages 3 and 4: seed, share, layer, accuracy, and the cross-entropy by fold."""
+    rows = []
+    for seed in range(study.seeds):
+        model, parts = study.snapshot(f"sl-{seed}", share), [getattr(study.images, split) for split in splits]
+        given = [value for part in parts for value in (taps.pooled(model, part.images, [E3, E4]), part.labels)]
+        probe = probes.linear_probe(*given, classes=len(study.summary.classes))
+        folds = probes.by_fold(probe.loss)
+        rows += [(seed, share, layer, probe.correct[layer].mean(), *folds[layer]) for layer in (E3, E4)]
+    return pd.DataFrame(rows, columns=["seed", "share", "layer", "accuracy", *map(str, range(len(rows[0]) - 4))])
+
+
+def at_par():
+    shares, goal = sorted(train.schedule(train.steps(study.settings("sl-0"), study.summary.train))), study.accuracy()["simclr"]
+
+    def accuracy(share):
+        return probed(share).query("layer == @E4").accuracy.mean()
+
+    after = bisect.bisect_left(shares, goal, hi=len(shares) - 1, key=accuracy)
+    return probed(min(shares[max(0, after - 1) : after + 1], key=lambda share: abs(accuracy(share) - goal)))
+
+
+def comparison_at_par():
+    snapshots = {f"sl-{i}": study.snapshot(f"sl-{i}", par.share[0]) for i in range(study.seeds)}
+    return study.compare([name for name in study.names if name not in snapshots], models=snapshots)
+
+
+par = study.table("at-par", at_par)
+losses = {
+    f"sl-{i}": {"probe": rows.set_index("layer").drop(columns=["seed", "share", "accuracy"]).T.reset_index(drop=True)}
+    for i, rows in par.groupby("seed")
+}
+for tables in losses.values():
+    tables["probe"].attrs["images"] = evidence.readings["sl-0"]["probe"].attrs["images"]
+matched = dataclasses.replace(evidence, comparison=study.compared("cka-at-par", comparison_at_par), readings=evidence.readings | losses)
+attack("SL at SimCLR's accuracy", "control", {c: claims.CLAIMS[c][1](matched)[0] for c in ("C1", "C2", "C3", "C4", "C5")})
+charts.markdown(
+    f"After {par.share[0]:.0%} of its training SL reads the class at {par.query('layer == @E4').accuracy.mean():.2f}, the nearest to SimCLR's "
+    f"{study.accuracy()['simclr']:.2f}."
+)
+
+# %% [markdown]
 # ## 4. Is it more than chance, and is chance the right baseline?
 #
 # Shuffle the images of one network and compare again. With $U(\cdot)$ the U-centred Gram, unbiased CKA is a cosine, so that a thousand shuffles are a
@@ -154,16 +214,14 @@ def mutual_neighbours():
         features = study.features(name, "test")
         nearest |= {(name, l): probes.nearest(features[l][:2000], features[l][:2000], NEIGHBOURS + 1)[1] for l in layers}
     images, rows = len(nearest[names[0], layers[0]]), []
-
-    def sets(name, layer):  # (images, images) bool: whether an image is among the ten nearest to another one
-        near = torch.zeros(images, images, dtype=torch.bool).scatter_(1, nearest[name, layer], True)
-        return near.fill_diagonal_(False)
-
-    for layer, (a, b) in itertools.product(layers, itertools.combinations(names, 2)):
-        if a.rpartition("-")[2] == b.rpartition("-")[2]:
-            continue  # one seed: the initial weights are shared
-        overlap = (sets(a, layer) & sets(b, layer)).sum(1).double() / NEIGHBOURS - NEIGHBOURS / (images - 1)
-        rows.append((a, b, layer, *probes.by_fold(pd.DataFrame({"overlap": overlap.numpy()}))["overlap"]))
+    blank = torch.zeros(images, images, dtype=torch.bool)
+    for layer in layers:  # near: (images, images), whether an image is among the ten nearest to another one
+        near = {name: blank.scatter(1, nearest[name, layer], True).fill_diagonal_(False) for name in names}
+        for a, b in itertools.combinations(names, 2):
+            if a.rpartition("-")[2] == b.rpartition("-")[2]:
+                continue  # one seed: the initial weights are shared
+            overlap = (near[a] & near[b]).sum(1).double() / NEIGHBOURS - NEIGHBOURS / (images - 1)
+            rows.append((a, b, layer, *probes.by_fold(pd.DataFrame({"overlap": overlap.numpy()}))["overlap"]))
     return pd.DataFrame(rows, columns=["a", "b", "layer", *map(str, range(len(rows[0]) - 3))])
 
 
@@ -229,12 +287,13 @@ FIT, TEST = 512, 1000
 
 
 @torch.no_grad()
-def activations(model, layer, images):
-    outputs = []
-    with taps.tapped(model, taps.resolve(model, [layer]), lambda name, output: outputs.append(output.float().clone())):
+def activations(model, layers, images):
+    """Layer -> (n, c, h, w), from one pass."""
+    outputs = {layer: [] for layer in layers}
+    with taps.tapped(model, taps.resolve(model, layers), lambda layer, output: outputs[layer].append(output.float().clone())):
         for batch in images.split(256):
             model(taps.network_input(batch, model))
-    return torch.cat(outputs)
+    return {layer: torch.cat(parts) for layer, parts in outputs.items()}
 
 
 def stitch(a, b):
@@ -249,15 +308,19 @@ def stitch(a, b):
 def stitched():
     """Cross-entropy of SL networks behind another network's layer, by fold: front, i, j, layer, and a column for each fold."""
     fit, test, rows = study.images.train.images[:FIT], study.images.test.take(slice(TEST)), []
+    layers = evidence.blocks("layer2", "layer3")
     for j in range(study.seeds):
-        target = study.network(f"sl-{j}").model
-        for layer, front in itertools.product(evidence.blocks("layer2", "layer3"), ("sl", "simclr", "untrained")):
-            i = (j + 1) % study.seeds
-            model, tail = study.network(f"{front}-{i}").model, models.tail(target, layer)
-            weight, bias = stitch(activations(model, layer, fit), activations(target, layer, fit))
-            logits = torch.cat([tail(F.conv2d(part, weight, bias)) for part in activations(model, layer, test.images).split(256)])
-            loss = F.cross_entropy(logits, test.labels, reduction="none").double().numpy()
-            rows.append((front, i, j, layer, *probes.by_fold(pd.DataFrame({"loss": loss}))["loss"]))
+        target, i = study.network(f"sl-{j}").model, (j + 1) % study.seeds
+        own = activations(target, layers, fit)
+        for front in ("sl", "simclr", "untrained"):
+            model = study.network(f"{front}-{i}").model
+            seen, tested = activations(model, layers, fit), activations(model, layers, test.images)
+            for layer in layers:
+                weight, bias = stitch(seen[layer], own[layer])
+                tail = models.tail(target, layer)
+                logits = torch.cat([tail(F.conv2d(part, weight, bias)) for part in tested[layer].split(256)])
+                loss = F.cross_entropy(logits, test.labels, reduction="none").double().numpy()
+                rows.append((front, i, j, layer, *probes.by_fold(pd.DataFrame({"loss": loss}))["loss"]))
     return pd.DataFrame(rows, columns=["front", "i", "j", "layer", *map(str, range(len(rows[0]) - 4))])
 
 
