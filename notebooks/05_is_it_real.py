@@ -99,7 +99,7 @@ attack("another reference layer", "estimator", {c: claims.CLAIMS[c][1](earlier)[
 # SL sees weaker augmentations than SimCLR. SL trained on SimCLR's own views takes SL's place:
 
 # %%
-control = evidence.with_places(sl="sl_simclr_views")
+control = dataclasses.replace(evidence, places={"sl": "sl_simclr_views"})
 if "sl_simclr_views" in study.controls:
     attack("SL on SimCLR's views", "control", {c: claims.CLAIMS[c][1](control)[0] for c in ("C1", "C2", "C3", "C5")})
     both = [("sl", "simclr"), ("sl_simclr_views", "simclr"), ("sl", "sl_simclr_views")]
@@ -279,7 +279,7 @@ def worth(layer):
 
 
 worths = np.mean([worth(l) for l in evidence.blocks("layer2", "layer3")], axis=0)
-attack("stitching", "measure", {"C2": [claims.part("SimCLR's layers serve SL's network", worths, study.seeds, above=0.5)]})
+attack("stitching", "measure", {"C2": [claims.Part("SimCLR's layers serve SL's network", worths, study.seeds, above=0.5)]})
 charts.lines(
     evidence.curves(behind, ["sl", "simclr", "untrained"], evidence.blocks("layer2", "layer3")),
     y="value", y_title="cross-entropy of SL, nats",
@@ -320,7 +320,8 @@ charts.path(study.table("shape-map", shape_map), "first coordinate", "second coo
 # ## All of it in one look
 
 # %%
-ticks = study.keep_attacks(pd.DataFrame(attacks, columns=["row", "value", "family", "name", "whole"]))
+ticks = pd.DataFrame(attacks, columns=["row", "value", "family", "name", "whole"]).dropna(subset="value")
+study.keep("attacks", ticks.to_dict("records"))
 charts.forest(claims.one_look(answers, study.notes(ticks)), ticks, title="Seven claims and what attacks make of them")
 
 # %% [markdown]
