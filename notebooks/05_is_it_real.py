@@ -19,7 +19,9 @@ changes = {}  # dict: any field of repsim.study.Study, such as {"data": "~/my-im
 # %%
 import dataclasses
 import itertools
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -321,7 +323,7 @@ charts.path(study.table("shape-map", shape_map), "first coordinate", "second coo
 
 # %%
 ticks = pd.DataFrame(attacks, columns=["row", "value", "family", "name", "whole"]).dropna(subset="value")
-study.keep("attacks", ticks.to_dict("records"))
+store.write(Path(study.out) / "claims" / "attacks.json", json.dumps(ticks.to_dict("records"), indent=1) + "\n")
 charts.forest(claims.one_look(answers, study.notes(ticks)), ticks, title="Seven claims and what attacks make of them")
 
 # %% [markdown]

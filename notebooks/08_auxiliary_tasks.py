@@ -32,7 +32,8 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from repsim import augment, charts, claims, data, models, probes, shapes, store, taps, train
-from repsim.study import ROOT, Study
+from repsim.profiles import ROOT
+from repsim.study import Study
 
 study = Study.open(profile, **changes)
 SHOWN = ["simclr", "simclr_sl_middle", "simclr_sl_top", "sl_simclr_views", "sl_simclr_middle"]
