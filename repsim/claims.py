@@ -355,9 +355,8 @@ def c4(e: Evidence) -> tuple[list[Part], str]:
 
 def _last_stage(e: Evidence, measure: str, objective: str) -> Array:
     """By how many nats a reading improves over the last stage, beyond what it does in untrained networks."""
-    trained, untrained = (
-        e.reading(measure, o, e.end("layer3")) - e.reading(measure, o, e.end("layer4")) for o in (objective, U)
-    )
+    m, end = e.end("layer3"), e.end("layer4")
+    trained, untrained = (e.reading(measure, o, m) - e.reading(measure, o, end) for o in (objective, U))
     return trained - untrained
 
 
@@ -410,9 +409,8 @@ def c7(e: Evidence, views: str = "views of a class") -> tuple[list[Part], str]:
     classes, by_labels = implicit_fit(e, "probe", SC, SL, m)
     shares = {other: implicit_fit(e, views, other, SC, m)[0] for other in (SL, V)}
     gains = {"SL's gain in the class reading": by_labels}
-    parts = [
-        Part("SimCLR reaches half of SL's gain in the class reading", classes, e.seeds, above=0.5, denominators=gains)
-    ]
+    statement = "SimCLR reaches half of SL's gain in the class reading"
+    parts = [Part(statement, classes, e.seeds, above=0.5, denominators=gains)]
     gains = gains | {"SimCLR's gain in the view reading within classes": implicit_fit(e, views, SL, SC, m)[1]}
     for other, share in shares.items():
         statement = f"{TITLES[other]} reaches less of SimCLR's gain in the view reading within classes"

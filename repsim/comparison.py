@@ -183,16 +183,13 @@ class Comparison:
         """
         folded = ~np.all([np.isnan(value).any(0) for value in self.hsic.values()], axis=0)
         order = np.argsort(~folded, kind="stable")
-        tensors = {f"hsic.{name}": value[:, folded] for name, value in self.hsic.items()}
-        tensors |= {f"total.{name}": value[~folded] for name, value in self.totals.items()}
-        tensors = {
-            name: torch.tensor(
-                x, dtype=torch.float32 if np.array_equal(x.astype("float32"), x, True) else torch.float64
-            )
-            for name, x in tensors.items()
-        }
         index = torch.int16 if len(self.sources) < 1 << 15 else torch.int32
-        tensors |= {"cells": torch.tensor(self.pairs[:, order], dtype=index), "weights": torch.tensor(self.weights)}
+        tensors = {"cells": torch.tensor(self.pairs[:, order], dtype=index), "weights": torch.tensor(self.weights)}
+        for name, by_fold in self.hsic.items():
+            for prefix, values in (("hsic", by_fold[:, folded]), ("total", self.totals[name][~folded])):
+                value = torch.tensor(values)
+                exact = torch.equal(value.float().double(), value)
+                tensors[f"{prefix}.{name}"] = value.float() if exact else value
         return tensors, {"sources": [list(source) for source in self.sources]}
 
     @classmethod

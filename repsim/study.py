@@ -13,6 +13,7 @@ was and a changed setting never meets an old result.
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import datetime
 import functools
@@ -53,8 +54,9 @@ WORTH_A_PROCESS = 20  # seconds of training that starting processes pays for
 # What the objectives need beside the common settings; `recipe` overrides it.
 RECIPES: Mapping[str, Mapping[str, Any]] = {"sl": {"learning_rate": 0.1}, "simclr": {"learning_rate": 0.1}}
 TABLES = 1  # the format of tables: the published ones are found by it
-VERSIONS = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
-VERSIONS |= {"repsim": __version__}
+PACKAGES = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
+PACKAGES |= {"repsim": __version__}
+VERSIONS = ", ".join(f"{name} {version}" for name, version in PACKAGES.items())
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,9 +186,8 @@ class Study:
         images = data.load(self.data, **sizes, root=Path(self.out).parent / "data")
         images = data.of_classes(images, self.classes) if self.classes else images
         if self.artefacts is not None and data.summary(images).fingerprints != self.summary.fingerprints:
-            raise ValueError(
-                f"data: {self.data} holds other images than {self.artefacts} was made of; they need a profile"
-            )
+            made = f"{self.artefacts} was made of"
+            raise ValueError(f"data: {self.data} holds other images than {made}; they need a profile")
         return images
 
     @functools.cached_property
@@ -218,9 +219,8 @@ class Study:
         """
         file = self.network_file(name)
         if self.artefacts is None:
-            return train.train(
-                self.settings(name), self.images, file.parent, device=self.torch_device, progress=progress
-            )
+            how = {"device": self.torch_device, "progress": progress}
+            return train.train(self.settings(name), self.images, file.parent, **how)
         if not file.exists():
             raise FileNotFoundError(f"{file}: no such network among the published results; {REMEDY}")
         return train.load(file, self.torch_device)
@@ -236,8 +236,7 @@ class Study:
             FileNotFoundError: the snapshot is gone, damaged or not published; it says how to make it again.
         """
         trained, file = self.network(name), self.network_file(name)
-        model = trained.settings.build(len(self.summary.classes), self.torch_device)
-        model.load_state_dict(trained.model.state_dict())
+        model = copy.deepcopy(trained.model)
         if share != 1:
             plan = train.schedule(train.steps(trained.settings, self.summary.train))
             if share not in plan or trained.settings.objective not in train.SNAPSHOTS:
@@ -379,7 +378,7 @@ class Study:
             return load(path)
 
         def save_with_protocol(path: Path, made: Any) -> None:
-            about = {"table": Path(name).name, "networks": list(networks), "protocol": self._protocol()}
+            about = {"table": Path(name).name, "networks": list(networks), "protocol": dict(self.protocol().to_numpy())}
             save(path, made, about | {"seconds": round(time.monotonic() - begun, 1)})
 
         return store.load_or_make(path, load, make, save_with_protocol)
@@ -480,10 +479,8 @@ class Study:
 
     def per_network(self, table: str, names: Sequence[str], make: Callable[[str], pd.DataFrame]) -> pd.DataFrame:
         """One table per network, kept one by one (for any study with that network), as one with a column `network`."""
-        return pd.concat(
-            [self.table(f"{table}-{n}", functools.partial(make, n), [n]).assign(network=n) for n in names],
-            ignore_index=True,
-        )
+        tables = [self.table(f"{table}-{n}", functools.partial(make, n), [n]).assign(network=n) for n in names]
+        return pd.concat(tables, ignore_index=True)
 
     def history(self, names: Sequence[str] | None = None) -> pd.DataFrame:
         """The training histories: network, epoch, loss, validation_loss, learning_rate."""
@@ -510,10 +507,8 @@ class Study:
     def accuracy(self) -> dict[str, float]:
         """Accuracy of the linear probe at the pool, averaged over seeds and images, of each objective, and of "pixels"."""
         readings = {name: self.readings(name) for name in self.names}
-        evidence, layer = (
-            Evidence(None, readings, self.seeds),
-            claims.end_of(list(readings["sl-0"]["correct"]), "layer4"),
-        )
+        evidence = Evidence(None, readings, self.seeds)
+        layer = claims.end_of(list(readings["sl-0"]["correct"]), "layer4")
         objectives = ("untrained", "sl", "simclr", *self.controls)
         accuracy = {o: float(evidence.reading("correct", o, layer)[0]) for o in objectives}
         pixels = self.readings("pixels")["correct"]
@@ -550,9 +545,10 @@ class Study:
 
     def answer(self, judged: Sequence[Claim]) -> str:
         """Markdown: each claim's effect with its verdict, and whether the networks have learnt."""
-        lines = [
-            f"- {c.sentence} **{c.id}: {c.verdict}.**" + f" {c.reason}." * bool(c.reason and not c.gate) for c in judged
-        ]
+        lines = []
+        for claim in judged:
+            reason = f" {claim.reason}." * bool(claim.reason and not claim.gate)
+            lines.append(f"- {claim.sentence} **{claim.id}: {claim.verdict}.**{reason}")
         lines.append(f"\n*This run:* {self.basis()}. {self.learnt()}")
         if self.summary.factors:
             lines.append("\n*Exploratory: these images were designed so that the phenomenon shows.*")
@@ -582,15 +578,11 @@ class Study:
 
         networks: where they are not those that the study itself trains.
         """
-        rows = self._protocol() | ({"networks": ", ".join(networks)} if networks else {})
-        return pd.DataFrame(rows.items(), columns=["what", "how"])
-
-    def _protocol(self) -> dict[str, str]:
         images = self.summary
-        return {
+        rows = {
             "images": f"{images.name}: {images.train:,} training, {images.validation:,} validation (cut from the "
             f"training set), {images.test:,} test; stratified, seed 0",
-            "networks": ", ".join(self.names),
+            "networks": ", ".join(networks or self.names),
             "architecture": f"{self.architecture}, width {self.width}",
             "evaluation": "test images, eval mode, weights of the last epoch",
             "CKA": f"linear, unbiased, whole activation maps of the first {min(CKA_IMAGES, images.test):,} test images; HSIC "
@@ -599,8 +591,9 @@ class Study:
             f"{self.seeds - 1} degrees of freedom",
             "views": "SimCLR's augmentations, two draws per image from seeded generators, the same for all networks",
             "probes": "logistic regression on pooled, standardised features; penalty chosen on the validation split",
-            "versions": ", ".join(f"{package} {version}" for package, version in VERSIONS.items()),
+            "versions": VERSIONS,
         }
+        return pd.DataFrame(rows.items(), columns=["what", "how"])
 
     def colophon(self) -> pd.DataFrame:
         """What produced this execution: versions, commit, parameters, time. Two columns, what and how."""
@@ -611,7 +604,7 @@ class Study:
         text = ", ".join(f"{name} = {value}" for name, value in parameters.items() if value is not None)
         rows = {
             "parameters": text.replace(f"{ROOT}/", ""),
-            "versions": f"{self._protocol()['versions']}, commit {git('describe', '--always', '--dirty')}",
+            "versions": f"{VERSIONS}, commit {git('describe', '--always', '--dirty')}",
             "device": f"{self.torch_device}, {torch.get_num_threads()} threads on {os.cpu_count()} cores",
             "time": f"{time.monotonic() - self.begun:.0f} s since the study was opened in this notebook",
         }
@@ -632,10 +625,8 @@ def keeps_folds(first: Source, second: Source) -> bool:
 
 def folded(outcomes: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     """Readings by fold of the test images, measure -> (folds, layers), from each image's outcomes or from published folds."""
-    columns = about["layers"]
-    tables = {
-        measure: pd.DataFrame(outcomes[measure].double().numpy(), columns=columns[measure]) for measure in columns
-    }
+    layers = about["layers"]
+    tables = {name: pd.DataFrame(outcomes[name].double().numpy(), columns=layers[name]) for name in layers}
     if "images" not in outcomes:
         return {measure: probes.by_fold(table) for measure, table in tables.items()}
     for table in tables.values():
@@ -688,7 +679,7 @@ def publish(study: Study, folder: str | Path) -> Path:
         "basis": study.basis(),
         "made": datetime.date.today().isoformat(),
         "commit": git("describe", "--always", "--dirty"),
-        "versions": VERSIONS,
+        "versions": PACKAGES,
         "hardware": torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {study.threads} threads",
         "training_seconds": {name: store.load_meta(file)["seconds"] for name, file in trained.items()},
         "seconds": seconds,
