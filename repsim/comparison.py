@@ -171,7 +171,7 @@ class Comparison:
         kept = folded | np.array([totals(a, b) or totals(b, a) for a, b in named])
         hsic, sums = {}, {}
         for name, value in self.hsic.items():
-            rounded = np.where(folded, value, np.nan)[:, kept].astype("float32").astype(float)
+            rounded = np.where(folded[kept], value[:, kept], np.nan).astype("float32").astype(float)
             total = self.totals[name][kept].astype("float32").astype(float)
             hsic[name], sums[name] = rounded, np.where(np.isnan(rounded).any(0), total, rounded.sum(0))
         return Comparison(self.sources, self.pairs[:, kept], hsic, sums, self.weights)

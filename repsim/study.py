@@ -85,11 +85,10 @@ class Study:
 
     def __post_init__(self) -> None:
         train.check_types(self)
-        least = dict.fromkeys(("train_images", "image_size", "width", "seeds", "threads"), 1) | {"test_images": 8}
-        for name, least_value in least.items():
-            value = getattr(self, name)
-            if value is not None and value < least_value:
-                raise ValueError(f"{name}: expected at least {least_value}, got {value}")
+        smallest = dict.fromkeys(("train_images", "image_size", "width", "seeds", "threads"), 1) | {"test_images": 8}
+        for name, bound in smallest.items():
+            if (value := getattr(self, name)) is not None and value < bound:
+                raise ValueError(f"{name}: expected at least {bound}, got {value}")
         check_known("device", self.device.partition(":")[0], ("auto", "cpu", "cuda", "mps"))
         data.check_appearance(self.data, self.context, self.saturation)
         for objective in self.controls:
@@ -326,8 +325,9 @@ class Study:
                         bar.update(int(line))
                 else:
                     said = line or said
-            died = "the process died (out of memory, or a crash in a native library)"
-            return said if child.wait() > 0 else died * (child.returncode < 0)
+            if child.wait() < 0:  # by a signal
+                return "the process died (out of memory, or a crash in a native library)"
+            return (said or f"it ended with status {child.returncode}") if child.returncode else ""
 
         with ThreadPoolExecutor(len(children)) as pool:
             try:
