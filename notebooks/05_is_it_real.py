@@ -324,7 +324,7 @@ charts.path(study.table("shape-map", shape_map), "first coordinate", "second coo
 # %%
 ticks = pd.DataFrame(attacks, columns=["row", "value", "family", "name", "whole"]).dropna(subset="value")
 store.write(Path(study.out) / "claims" / "attacks.json", json.dumps(ticks.to_dict("records"), indent=1) + "\n")
-charts.forest(claims.one_look(answers, study.notes(ticks)), ticks, title="Seven claims and what attacks make of them")
+charts.forest(claims.one_look(answers, ticks), ticks, title="Seven claims and what attacks make of them")
 
 # %% [markdown]
 # *How to read it.* A row is a claim. The axis is in units of the claim's own threshold: 0 is no effect, 1 the smallest that counts. The dot is the weakest part of

@@ -483,13 +483,21 @@ def parts(claims: Sequence[Claim]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["panel", "label", "value", "low", "high", "threshold", "side"])
 
 
-def one_look(claims: Sequence[Claim], notes: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """A row per claim for `charts.forest`: its weakest part in units of the threshold, and the range of its placebos."""
+def one_look(claims: Sequence[Claim], ticks: pd.DataFrame | None = None) -> pd.DataFrame:
+    """A row per claim for `charts.forest`: its weakest part in units of the threshold, and the range of its placebos.
+
+    ticks: what attacks make of the claims (row, value); a note then says how many seeds a claim rests on and how many agree.
+    """
     rows = []
     for claim in claims:
-        weakest = [placebo.weakest.scaled[0] for placebo in claim.placebos.values()]
-        bounds = (min(weakest), max(weakest)) if weakest and np.isfinite(weakest).all() else (math.nan, math.nan)
-        note = (notes or {}).get(claim.id, "")
-        rows.append((claim.id, claim.statement, *claim.weakest.scaled, *bounds, claim.verdict, note))
+        weakest, note = claim.weakest, ""
+        if ticks is not None:
+            values = ticks.loc[ticks["row"] == claim.id, "value"]
+            same = ((values > 1) == (weakest.scaled[0] > 1)).sum()
+            agree = f"; {same} of {len(values)} readings on the same side" if len(values) else ""
+            note = f"S = {len(weakest.without_seed)}{agree}"
+        placebos = [placebo.weakest.scaled[0] for placebo in claim.placebos.values()]
+        bounds = (min(placebos), max(placebos)) if placebos and np.isfinite(placebos).all() else (math.nan, math.nan)
+        rows.append((claim.id, claim.statement, *weakest.scaled, *bounds, claim.verdict, note))
     columns = ["row", "label", "value", "low", "high", "placebo_low", "placebo_high", "verdict", "note"]
     return pd.DataFrame(rows, columns=columns)

@@ -86,10 +86,10 @@ def check_injected() -> None:
     known: list[str] = []
     for cell in vars(sys.modules["__main__"]).get("In", ()):  # the cells that this notebook has executed
         assigned = re.findall(r"^(\w+) = ", cell, re.M)
-        if cell.startswith("# Parameters\n") and (unknown := set(assigned) - set(known)):
+        if cell.startswith("# Parameters\n") and (unknown := sorted(set(assigned) - set(known))):
             raise ValueError(
                 f"{', '.join(unknown)}: this notebook has no such parameter; its own are {', '.join(known)}, and a field of "
-                f"the study goes into changes: {{{min(unknown)!r}: ...}}"
+                f"the study goes into changes: {{{unknown[0]!r}: ...}}"
             )
         known += assigned
 

@@ -563,16 +563,6 @@ class Study:
         rows = [attack for claim in rows for attack in claim["attacks"]] if self.artefacts else rows
         return pd.DataFrame(rows, columns=["row", "value", "family", "name", "whole"])
 
-    def notes(self, ticks: pd.DataFrame) -> dict[str, str]:
-        """For each claim how many seeds it rests on, and how many of the attacks agree with it."""
-        notes = {}
-        for claim in self.judge():
-            values = ticks.loc[ticks["row"] == claim.id, "value"]
-            same = ((values > 1) == (claim.weakest.scaled[0] > 1)).sum()
-            agree = f"; {same} of {len(values)} readings on the same side" if len(values) else ""
-            notes[claim.id] = f"S = {self.seeds}{agree}"
-        return notes
-
     def protocol(self, networks: Sequence[str] | None = None) -> pd.DataFrame:
         """How the numbers of this study are made: two columns, what and how. Every table's file carries it.
 
