@@ -34,9 +34,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = (
-    Path(__file__).resolve().parent
-)  # torch, papermill and repsim, which take seconds, are imported where they are needed
+# torch, papermill and repsim, which take seconds, are imported where they are needed
+ROOT = Path(__file__).resolve().parent
 NOTEBOOKS = ROOT / "notebooks"
 TRAINING = "01_training"
 DIED = "The kernel died (out of memory, or a crash in a native library)."
@@ -77,12 +76,11 @@ class Job:
 def jobs(study: Any, parameters: dict[str, Any]) -> dict[str, Job]:
     """All executions of the study by name, the further chapters too, each after what it needs."""
     trained = () if study.artefacts else tuple(name for name in study.names if not name.startswith("untrained-"))
-    source = NOTEBOOKS / f"{TRAINING}.ipynb"
-    plan = [Job(f"{TRAINING}-{n}", source, {**parameters, "network": n}, networks=(n,)) for n in trained]
-    each = tuple(job.name for job in plan)
+    source, each = NOTEBOOKS / f"{TRAINING}.ipynb", tuple(f"{TRAINING}-{name}" for name in trained)
+    plan = [Job(job, source, parameters | {"network": n}, networks=(n,)) for job, n in zip(each, trained)]
     plan.append(Job(TRAINING, source, parameters, each, networks=trained))
     for chapter, (needs, leaves, objectives) in (CHAPTERS | FURTHER).items():
-        needed = tuple(name for need in needs for name in (each if need == TRAINING else [need]))
+        needed = each if needs == [TRAINING] else tuple(needs)
         more = [o if o[-1].isdigit() else f"{o}-{seed}" for o in objectives for seed in range(study.seeds)]
         networks = () if study.artefacts else (*trained, *more)
         plan.append(Job(chapter, NOTEBOOKS / f"{chapter}.ipynb", parameters, needed, tuple(leaves), networks))
@@ -119,17 +117,16 @@ def states(plan: dict[str, Job], study: Any) -> dict[str, str]:
     return result
 
 
-def outcome(job: Job, out: Path, notebook: dict[str, Any]) -> str:
-    """A hash of the executed notebook and of the files that it left."""
-    return digest([notebook, contents(out, *job.leaves)])
+def outcome(job: Job, out: Path, state: str, notebook: dict[str, Any]) -> str:
+    """A hash of what an execution depended on, of the executed notebook and of the files that it left."""
+    return digest([state, notebook, contents(out, *job.leaves)])
 
 
 def up_to_date(job: Job, out: Path, state: str) -> bool:
-    """Whether the executed notebook carries this state, and it and the files that it left are as they were left."""
+    """Whether the notebook was executed in this state, and it and the files that it left are as they were left."""
     try:
         notebook = json.loads(job.output(out).read_text())
-        whole = notebook["metadata"].pop("repsim_left") == outcome(job, out, notebook)
-        return whole and notebook["metadata"]["repsim_inputs"] == state
+        return notebook["metadata"].pop("repsim") == outcome(job, out, state, notebook)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
@@ -137,7 +134,7 @@ def up_to_date(job: Job, out: Path, state: str) -> bool:
 def seen(out: str, profile: str, images: str) -> str:
     """A hash of all that a run reads and leaves, but for networks and tables: an equal one says that nothing has changed."""
     read = [*contents(ROOT, "run_all.py", "repsim/*.*", "results/*/provenance.json"), *contents(NOTEBOOKS, "*")]
-    left = contents(Path(out), "*.json", "index.html", "notebooks/*", "claims/*.json", "predictions/*.json")
+    left = contents(Path(out), "*.json", "index.html", "notebooks/*", "claims/*.json")
     return digest([read, contents(Path(profile).parent, Path(profile).name), image_files(images), left])
 
 
@@ -171,8 +168,7 @@ def execute(job: Job, out: Path, state: str) -> str | None:
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" or "\r" not in o.text]
     if failure is None:
-        notebook.metadata["repsim_inputs"] = state
-        notebook.metadata["repsim_left"] = outcome(job, out, json.loads(nbformat.writes(notebook)))
+        notebook.metadata["repsim"] = outcome(job, out, state, json.loads(nbformat.writes(notebook)))
     store.write(job.output(out), nbformat.writes(notebook) + "\n")
     return failure
 
@@ -232,9 +228,7 @@ def collect(plan: dict[str, Job], out: Path, fresh: Iterable[str], shown: Iterab
 
     kept = {file: json.loads((out / file).read_text()) for name in fresh for file in plan[name].leaves}
     attacks = kept.pop("claims/attacks.json", [])
-    claims = sorted(
-        (row for rows in kept.values() for row in rows), key=lambda row: (row["id"][0].isdigit(), row["id"])
-    )
+    claims = sorted(sum(kept.values(), []), key=lambda row: (row["id"][0].isdigit(), row["id"]))
     for claim in claims:
         claim["attacks"] = [row for row in attacks if row["row"] == claim["id"]]
     store.write(out / "claims.json", json.dumps(claims, indent=1, allow_nan=False) + "\n")
@@ -311,7 +305,8 @@ def absolute(path: str) -> Path:
 
 def opened(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """The study, and the parameters of its notebooks."""
-    from repsim.study import Study, read_changes
+    from repsim.profiles import read_changes
+    from repsim.study import Study
 
     changes = read_changes(options.changes) | ({"out": str(options.out)} if options.out else {})
     if isinstance(changes.get("data"), str) and absolute(changes["data"]).is_dir():
@@ -382,12 +377,12 @@ def main(argv: list[str] | None = None) -> int:
     if len(done) < len(todo):
         return 1
 
-    from repsim import store
-    from repsim import study as studies
+    from repsim import profiles, store
+    from repsim.study import publish
 
     if options.publish:
-        print(studies.publish(study, options.publish))
-    source = studies.located(options.profile)
+        print(publish(study, options.publish))
+    source = profiles.located(options.profile)
     of = [str(out), str(source / "provenance.json" if study.artefacts else source), study.data]
     store.write(record, json.dumps({"of": of, "jobs": len(chosen), "seen": seen(*of)}))
     return 0

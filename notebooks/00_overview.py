@@ -45,7 +45,7 @@ charts.markdown(study.answer(answers))
 
 # %%
 ticks = study.attacks()
-charts.forest(claims.one_look(answers, study.notes(ticks)), ticks, title="Seven claims, in units of the smallest effect that counts")
+charts.forest(claims.one_look(answers, ticks), ticks, title="Seven claims, in units of the smallest effect that counts")
 
 # %% [markdown]
 # *How to read it.* A row is a claim drawn from the paper's abstract. 0 is no effect, 1 the smallest that counts; the dot is the claim's weakest part with its 95 %

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from repsim import charts, claims, objectives
+from repsim import charts, claims, objectives, probes
 from repsim.study import Study
 
 study = Study.open(profile, **changes)
@@ -115,8 +115,20 @@ charts.path(pd.DataFrame(path), "classes", "views", title="Gain over untrained n
 # pooled features: $R^2$ for numbers (angles as sine and cosine), accuracy for categories.
 
 # %%
-factors = study.factors(["untrained-0", "sl-0", "simclr-0"])
-if factors is not None:
+def known(part):
+    """The factors that a layer is asked for, and the shape: a row per image."""
+    shape = pd.Categorical.from_codes(part.labels.numpy(), list(part.classes))
+    return part.factors.drop(columns="texture_phase").astype({"texture": "category"}).assign(shape=shape)
+
+
+def read_factors(name):
+    splits = [(study.features(name, split), known(getattr(study.images, split))) for split in ("train", "test")]
+    periods = {"foreground_hue": 1, "background_hue": 1, "texture_angle": 180}
+    return probes.factor_probe(*splits[0], *splits[1], circular=periods)
+
+
+if study.summary.factors:
+    factors = study.per_network("factors", ["untrained-0", "sl-0", "simclr-0"], read_factors)
     blocks = factors[factors.layer.isin(evidence.blocks())]
     encoded = blocks.groupby("factor").score.max()
     shown = blocks[blocks.factor.isin(encoded[encoded > 0.1].index)]

@@ -21,7 +21,9 @@ import bisect
 import dataclasses
 import functools
 import itertools
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -108,7 +110,7 @@ for title, (ends, names) in others.items():
 # SL sees weaker augmentations than SimCLR. SL trained on SimCLR's own views takes SL's place:
 
 # %%
-control = evidence.with_places(sl="sl_simclr_views")
+control = dataclasses.replace(evidence, places={"sl": "sl_simclr_views"})
 if "sl_simclr_views" in study.controls:
     attack("SL on SimCLR's views", "control", {c: claims.CLAIMS[c][1](control)[0] for c in ("C1", "C2", "C3", "C5")})
     both = [("sl", "simclr"), ("sl_simclr_views", "simclr"), ("sl", "sl_simclr_views")]
@@ -342,7 +344,7 @@ def worth(layer):
 
 
 worths = np.mean([worth(l) for l in evidence.blocks("layer2", "layer3")], axis=0)
-attack("stitching", "measure", {"C2": [claims.part("SimCLR's layers serve SL's network", worths, study.seeds, above=0.5)]})
+attack("stitching", "measure", {"C2": [claims.Part("SimCLR's layers serve SL's network", worths, study.seeds, above=0.5)]})
 charts.lines(
     evidence.curves(behind, ["sl", "simclr", "untrained"], evidence.blocks("layer2", "layer3")),
     y="value", y_title="cross-entropy of SL, nats",
@@ -383,8 +385,9 @@ charts.path(study.table("shape-map", shape_map), "first coordinate", "second coo
 # ## All of it in one look
 
 # %%
-ticks = study.keep_attacks(pd.DataFrame(attacks, columns=["row", "value", "family", "name", "whole"]))
-charts.forest(claims.one_look(answers, study.notes(ticks)), ticks, title="Seven claims and what attacks make of them")
+ticks = pd.DataFrame(attacks, columns=["row", "value", "family", "name", "whole"]).dropna(subset="value")
+store.write(Path(study.out) / "claims" / "attacks.json", json.dumps(ticks.to_dict("records"), indent=1) + "\n")
+charts.forest(claims.one_look(answers, ticks), ticks, title="Seven claims and what attacks make of them")
 
 # %% [markdown]
 # *How to read it.* A row is a claim. The axis is in units of the claim's own threshold: 0 is no effect, 1 the smallest that counts. The dot is the weakest part of

@@ -414,7 +414,7 @@ def judge(evidence, reason=""):
     shared = np.mean([evidence.pi(classifier, simclr, block) for block in middle], axis=0)
     parts = {
         "6.1": tuple(
-            claims.part(
+            claims.Part(
                 f"wider than the step from {charts.name(a)} to {charts.name(b)}",
                 labels_stop - angle,
                 seeds,
@@ -423,8 +423,8 @@ def judge(evidence, reason=""):
             )
             for (a, b), angle in others.items()
         ),
-        "6.2": (claims.part("partial cosine of NSCL and SimCLR at the end of stage 4", alike, seeds, above=0.8),),
-        "6.3": (claims.part("partial cosine of cross-entropy and SimCLR in stages 2 and 3", shared, seeds, above=0.5),),
+        "6.2": (claims.Part("partial cosine of NSCL and SimCLR at the end of stage 4", alike, seeds, above=0.8),),
+        "6.3": (claims.Part("partial cosine of cross-entropy and SimCLR in stages 2 and 3", shared, seeds, above=0.5),),
     }
     first, last = (degrees(angle, seeds) for angle in others.values())
     sentences = {

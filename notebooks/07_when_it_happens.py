@@ -398,7 +398,7 @@ OUTCOMES = dict(zip(claims.VERDICTS, ("confirmed", "refuted", "open", "not judge
 def later(statement, first, second):
     """The part that the second half time (seeds,) is later than the first: log10 of their ratio, seed by seed, above 0."""
     ratio = replicates(np.log10(second / first))
-    return claims.part(statement, ratio, len(first), above=0.0, unit="log10 of the ratio", scaled=1 + ratio)
+    return claims.Part(statement, ratio, len(first), above=0.0, unit="log10 of the ratio", scaled=1 + ratio)
 
 
 def judge(times, reason=""):
@@ -406,7 +406,7 @@ def judge(times, reason=""):
     agree, depart, views, classes, _ = times.values()
     share = replicates(np.log10(agree))
     parts = {
-        "7.1": claims.part("half time of the agreement", share, len(agree), below=-1.0, unit="log10 of the share"),
+        "7.1": claims.Part("half time of the agreement", share, len(agree), below=-1.0, unit="log10 of the share"),
         "7.2": later("half time of the gap over that of the agreement", agree, depart),
         "7.3": later("half time of the class reading over that of the view reading", views, classes),
     }

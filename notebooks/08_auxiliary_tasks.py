@@ -32,7 +32,8 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from repsim import augment, charts, claims, data, models, probes, shapes, store, taps, train
-from repsim.study import ROOT, Study
+from repsim.profiles import ROOT
+from repsim.study import Study
 
 study = Study.open(profile, **changes)
 SHOWN = ["simclr", "simclr_sl_middle", "simclr_sl_top", "sl_simclr_views", "sl_simclr_middle"]
@@ -153,7 +154,7 @@ def predicted(id, sentence, *parts, gate):
 
 def at_most(limit, statement, cost, seeds):
     """A part: a cost is below a limit; drawn with the limit at 1 and no cost at 2."""
-    return claims.part(statement, cost, seeds, below=limit, unit="nats", scaled=2 - cost / limit)
+    return claims.Part(statement, cost, seeds, below=limit, unit="nats", scaled=2 - cost / limit)
 
 
 def less_than(share, statement, cost, owner, seeds):
@@ -161,10 +162,10 @@ def less_than(share, statement, cost, owner, seeds):
     with np.errstate(divide="ignore", invalid="ignore"):
         remains = 1 - np.where(owner > 0, cost / owner, np.nan)
     contrast, scaled = cost - share * owner, remains / (1 - share)
-    return claims.part(statement, contrast, seeds, below=0.0, unit="nats", scaled=scaled)
+    return claims.Part(statement, contrast, seeds, below=0.0, unit="nats", scaled=scaled)
 
 
-nats = partial(claims.part, seeds=seeds, unit="nats")
+nats = partial(claims.Part, seeds=seeds, unit="nats")
 predicted(
     "8.3",
     sentences["8.3"],
@@ -416,7 +417,7 @@ if cells:
         "8.5",
         f"Over {len(cells)} cells the gain of NT-Xent in SL's middle and SimCLR's share of SL's class gain have a rank correlation of "
         f"{tell(together)}; where context is 0 the gain is {tell(without)} nats.",
-        claims.part("share and gain go together", together, of_cells, above=0.5, denominators=owners),
+        claims.Part("share and gain go together", together, of_cells, above=0.5, denominators=owners),
         at_most(0.05, "nothing is gained where context is 0", without, of_cells),
         gate=few,
     )
@@ -458,8 +459,8 @@ if jitter:
         "8.6",
         "With strong colour jitter SimCLR reaches {} of SL's class gain at the end of stage 3, and middle layers share {} of their "
         "similarity structure beyond untrained networks; with weak jitter {} and {}.".format(*texts),
-        claims.part("SimCLR reaches more of SL's class gain", more[0], few, above=0.1, denominators=owners),
-        claims.part("SL and SimCLR are more similar", more[1], few, above=0.1),
+        claims.Part("SimCLR reaches more of SL's class gain", more[0], few, above=0.1, denominators=owners),
+        claims.Part("SL and SimCLR are more similar", more[1], few, above=0.1),
         gate=pair["strong"].gate() or pair["weak"].gate(),
     )
     charts.show(charts.markdown(answer))

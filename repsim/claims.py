@@ -8,6 +8,7 @@ objectives. Statistics are plain numpy on such arrays; `interval` turns one into
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from repsim.comparison import Comparison
+from repsim.comparison import Array, Comparison
 from repsim.models import layer_kind, stage
 
 VIEWS = ("view-a", "view-b")  # the two views of each test image that view readings compare
@@ -30,11 +31,6 @@ MIN_SEEDS = 4  # with fewer no verdict is given
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 NOT_JUDGED, UNSPECIFIC = "not judged", "unspecific"
 VERDICTS = (SUPPORTED, CONTRADICTED, UNDECIDED, NOT_JUDGED, UNSPECIFIC)
-
-Array = np.ndarray
-
-
-# Layers
 
 
 def of_kind(layers: Sequence[str], kind: str, stages: Sequence[str] | None = None) -> list[str]:
@@ -57,12 +53,9 @@ def over_seeds(replicates: Mapping[tuple[int, ...], Array], seeds: int) -> Array
         replicates: the seeds of a network (i,) or of a pair (i, j) -> (1 + folds,). Leaving out a seed leaves out all of its
             entries; NaN where none is left.
     """
-    rows = np.stack(list(replicates.values()))
-    without = []
-    for seed in range(seeds):
-        others = [row[0] for key, row in replicates.items() if seed not in key]
-        without.append(np.mean(others) if others else np.nan)
-    return np.concatenate([rows.mean(axis=0), without])
+    mean = np.mean([*replicates.values()], axis=0)
+    others = [[row[0] for key, row in replicates.items() if seed not in key] for seed in range(seeds)]
+    return np.concatenate([mean, [np.mean(values) if values else np.nan for values in others]])
 
 
 def without_each_fold(by_fold: Array, images: Array) -> Array:
@@ -77,16 +70,21 @@ def interval(values: Array, seeds: int) -> tuple[float, float, float]:
     The variance is the delete-one-seed jackknife's plus the delete-one-fold jackknife's, the quantile Student's with seeds - 1
     degrees of freedom. NaN limits with fewer than 3 seeds; all NaN if a replicate is undefined.
     """
-    if not np.isfinite(values).all():
-        return (float(values[0]) if seeds < 3 else math.nan), math.nan, math.nan
-    if seeds < 3:
-        return float(values[0]), math.nan, math.nan
-    variance = 0.0
-    for part in (values[1:-seeds], values[-seeds:]):
-        n = len(part)
-        variance += (n - 1) / n * np.sum((part - part.mean()) ** 2) if n else 0.0
-    half = stdtrit(seeds - 1, 0.975) * math.sqrt(variance)
-    return float(values[0]), float(values[0] - half), float(values[0] + half)
+    estimate = float(values[0])
+    if seeds < 3 or not np.isfinite(values).all():
+        return (estimate if seeds < 3 else math.nan), math.nan, math.nan
+    variance = sum((len(part) - 1) * part.var() for part in (values[1:-seeds], values[-seeds:]) if len(part))
+    half = float(stdtrit(seeds - 1, 0.975)) * math.sqrt(variance)
+    return estimate, estimate - half, estimate + half
+
+
+def told(values: Array, seeds: int, digits: int = 2) -> str:
+    """Replicates as text: the estimate and, if there is one, its interval, "0.08 [0.05, 0.11]"."""
+    estimate, low, high = interval(values, seeds)
+    if math.isnan(estimate):
+        return "an undefined amount"
+    text = f"{estimate:z.{digits}f}"
+    return text if math.isnan(low) else f"{text} [{low:z.{digits}f}, {high:z.{digits}f}]"
 
 
 def partial_correlation(x: Array, y: Array, *given: Array) -> Array:
@@ -100,7 +98,7 @@ def partial_correlation(x: Array, y: Array, *given: Array) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What the claims rest on; every method gives replicates (1 + folds + seeds,).
+    """What the claims rest on; statistics are methods that give replicates (1 + folds + seeds,), NaN where networks are missing.
 
     Attributes:
         comparison: CKA of all networks, each seed of each objective being a stream "OBJECTIVE-SEED".
@@ -117,10 +115,6 @@ class Evidence:
     estimator: str = "unbiased"
     places: Mapping[str, str] = field(default_factory=dict)
     ends: Mapping[str, str] = field(default_factory=dict)
-
-    def with_places(self, **places: str) -> Evidence:
-        """The same with some objectives in the place of others: `with_places(simclr="untrained")`."""
-        return dataclasses.replace(self, places=places)
 
     @property
     def layers(self) -> list[str]:
@@ -145,32 +139,26 @@ class Evidence:
             rows.append(("-".join(names), layer, *interval(statistic(*names, layer), self.seeds)))
         return pd.DataFrame(rows, columns=["pair", "layer", "value", "low", "high"])
 
-    def _undefined(self, folds: int) -> Array:
-        return np.full(1 + folds + self.seeds, np.nan)
+    def _over_pairs(self, a: str, b: str, statistic: Callable[[int, int], Array]) -> Array:
+        """The mean over pairs of networks, but never of one seed, whose initial weights are shared."""
+        pairs = [(i, j) for i, j in itertools.product(range(self.seeds), repeat=2) if (i < j if a == b else i != j)]
+        if not pairs or {f"{a}-0", f"{b}-0"} - set(self.comparison.streams):
+            return np.full(1 + len(self.comparison.weights) + self.seeds, np.nan)
+        return over_seeds({pair: statistic(*pair) for pair in pairs}, self.seeds)
 
-    def _pairs(self, a: str, b: str) -> list[tuple[int, int]]:
-        """Seeds of networks that are compared: never of one seed, whose initial weights are shared."""
-        indices = range(self.seeds)
-        return [(i, j) for i, j in itertools.product(indices, indices) if (i < j if a == b else i != j)]
-
-    def cka(self, a: str, b: str, layer: str, layer_b: str | None = None) -> Array:
-        """c_AB: mean CKA of the layers of two objectives over all pairs of different seeds."""
+    def cka(self, a: str, b: str, layer: str) -> Array:
+        """c_AB: mean CKA of a layer of two objectives over all pairs of different seeds."""
         a, b = (self.places.get(o, o) for o in (a, b))
-        folds, pairs = len(self.comparison.weights), self._pairs(a, b)
-        streams = self.comparison.streams
-        if not pairs or f"{a}-0" not in streams or f"{b}-0" not in streams:
-            return self._undefined(folds)
-        second = layer if layer_b is None else layer_b
-        values = {
-            (i, j): self.comparison.replicates(f"{a}-{i}", layer, f"{b}-{j}", second, self.estimator) for i, j in pairs
-        }
-        return over_seeds(values, self.seeds)
+
+        def cka(i: int, j: int) -> Array:
+            return self.comparison.replicates(f"{a}-{i}", layer, f"{b}-{j}", layer, self.estimator)
+
+        return self._over_pairs(a, b, cka)
 
     def rho(self, a: str, b: str, layer: str) -> Array:
         """c_AB / sqrt(c_AA c_BB): the cosine of what two objectives determine; undefined where seeds share nothing."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            first, second = (np.where(c > 0, c, np.nan) for c in (self.cka(a, a, layer), self.cka(b, b, layer)))
-            return self.cka(a, b, layer) / np.sqrt(first * second)
+        first, second = (np.where(c > 0, c, np.nan) for c in (self.cka(a, a, layer), self.cka(b, b, layer)))
+        return self.cka(a, b, layer) / np.sqrt(first * second)
 
     def pi(self, a: str, b: str, layer: str) -> Array:
         """The same after what untrained networks share has been projected out: a partial cosine."""
@@ -185,123 +173,109 @@ class Evidence:
     def grid_correlation(self, a: str, b: str) -> Array:
         """Mean over pairs of seeds of the partial correlation of two networks' own CKA grids given both untrained ones."""
         a, b = (self.places.get(o, o) for o in (a, b))
-        folds, pairs = len(self.comparison.weights), self._pairs(a, b)
-        cells = list(itertools.combinations(self.layers, 2))
-        if not pairs or len(cells) < 6:
-            return self._undefined(folds)
+        cells = [*itertools.combinations(self.layers, 2)]
 
-        def grid(objective: str, seed: int) -> Array:  # (1 + folds, cells)
-            name = f"{objective}-{seed}"
+        @functools.cache
+        def grid(name: str) -> Array:  # (1 + folds, cells)
             return np.stack([self.comparison.replicates(name, k, name, l, self.estimator) for k, l in cells], axis=1)
 
-        grids = {(o, i): grid(o, i) for o in {a, b, U} for i in range(self.seeds)}
-        values = {(i, j): partial_correlation(grids[a, i], grids[b, j], grids[U, i], grids[U, j]) for i, j in pairs}
-        return over_seeds(values, self.seeds)
+        def correlation(i: int, j: int) -> Array:
+            return partial_correlation(*(grid(name) for name in (f"{a}-{i}", f"{b}-{j}", f"{U}-{i}", f"{U}-{j}")))
+
+        return self._over_pairs(a, b, correlation)
 
     def reading(self, measure: str, objective: str, layer: str) -> Array:
         """The mean of a reading over seeds, in nats."""
-        objective, values = self.places.get(objective, objective), {}
-        for seed in range(self.seeds):
-            table = self.readings.get(f"{objective}-{seed}", {}).get(measure)
-            if table is None:
-                return self._undefined(len(next(iter(self.readings[f"{SL}-0"].values()))))
-            values[(seed,)] = without_each_fold(table[layer].to_numpy(), table.attrs["images"])
-        return over_seeds(values, self.seeds)
+        networks = [f"{self.places.get(objective, objective)}-{seed}" for seed in range(self.seeds)]
+        tables = [self.readings.get(name, {}).get(measure) for name in networks]
+        if any(table is None for table in tables):
+            return np.full(1 + len(next(iter(self.readings[f"{SL}-0"].values()))) + self.seeds, np.nan)
+        means = [without_each_fold(table[layer].to_numpy(), table.attrs["images"]) for table in tables]
+        return over_seeds({(seed,): mean for seed, mean in enumerate(means)}, self.seeds)
 
 
 # Parts and claims
 
 
-@dataclass(frozen=True)
 class Part:
-    """A statistic that is claimed to lie above (or below) a threshold, with its 95 % interval.
+    """A statistic that is claimed to lie above (or below) a threshold: estimate, low, high, verdict.
 
-    `scaled` is the same for figures: estimate, low, high in units in which the threshold is 1 and no effect is 0;
-    `without_seed` the estimates in these units without each seed in turn.
+    Args:
+        values: replicates; the interval is undefined, with the `reason`, where one of them is.
+        scaled: the same for figures, in units in which the threshold is 1 and no effect is 0; values / threshold if not given.
+            `scaled` becomes its (estimate, low, high), `without_seed` its estimates without each seed in turn.
+        denominators: title -> replicates that `values` were divided by: undefined too where the interval of one contains 0.
     """
 
-    statement: str
-    side: str
-    threshold: float
-    unit: str
-    estimate: float
-    low: float
-    high: float
-    scaled: tuple[float, float, float]
-    without_seed: tuple[float, ...]
-    reason: str = ""
+    def __init__(
+        self,
+        statement: str,
+        values: Array,
+        seeds: int,
+        *,
+        above: float | None = None,
+        below: float = 0.0,
+        unit: str = "",
+        scaled: Array | None = None,
+        denominators: Mapping[str, Array] | None = None,
+    ):
+        self.statement, self.unit, self.side = statement, unit, "below" if above is None else "above"
+        self.threshold = float(below if above is None else above)
+        self.reason = "" if np.isfinite(values).all() else "undefined when some seed or fold is left out"
+        for name, denominator in (denominators or {}).items():
+            _, low, high = interval(denominator, seeds)
+            if not (low > 0 or high < 0):
+                self.reason = f"the interval of {name} contains 0"
+        self.estimate, low, high = interval(values, seeds)
+        self.low, self.high = (math.nan, math.nan) if self.reason else (low, high)
+        scaled = values / self.threshold if scaled is None else scaled
+        self.scaled, self.without_seed = interval(scaled, seeds), tuple(scaled[-seeds:].tolist())
 
-    @property
-    def met(self) -> bool:
-        """Whether the estimate alone lies beyond the threshold, as placebos are judged."""
-        return self.estimate > self.threshold if self.side == "above" else self.estimate < self.threshold
+    def beyond(self, value: float) -> float:
+        """By how much a value lies on the claimed side of the threshold."""
+        return value - self.threshold if self.side == "above" else self.threshold - value
 
     @property
     def verdict(self) -> str:
-        beyond, short = (self.low, self.high) if self.side == "above" else (-self.high, -self.low)
-        limit = self.threshold if self.side == "above" else -self.threshold
-        return SUPPORTED if beyond > limit else CONTRADICTED if short < limit else UNDECIDED  # NaN compares false
-
-
-def part(
-    statement: str,
-    values: Array,
-    seeds: int,
-    *,
-    above: float | None = None,
-    below: float | None = None,
-    unit: str = "",
-    scaled: Array | None = None,
-    denominators: Mapping[str, Array] | None = None,
-) -> Part:
-    """A part from replicates; undefined, with the reason, where a replicate is, or where a denominator's interval holds 0."""
-    threshold = above if above is not None else below
-    reason = "" if np.isfinite(values).all() else "undefined when some seed or fold is left out"
-    for name, denominator in (denominators or {}).items():
-        _, low, high = interval(denominator, seeds)
-        if not (low > 0 or high < 0):
-            reason = f"the interval of {name} contains 0"
-    estimate, low, high = interval(values, seeds)
-    if reason:
-        low = high = math.nan
-    scaled = values / threshold if scaled is None else scaled
-    side = "above" if above is not None else "below"
-    without_seed = tuple(float(x) for x in scaled[-seeds:])
-    return Part(
-        statement, side, float(threshold), unit, estimate, low, high, interval(scaled, seeds), without_seed, reason
-    )
+        ends = self.beyond(self.low), self.beyond(self.high)  # NaN compares false
+        return SUPPORTED if min(ends) > 0 else CONTRADICTED if max(ends) < 0 else UNDECIDED
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim with its parts and placebos; `gate` is why it is not judged, empty if it is."""
+    """A claim with its parts, its effect in its own quantities, and its placebos: the same with others in its networks' places.
+
+    `gate` is why it is not judged, empty if it is.
+    """
 
     id: str
     statement: str
-    parts: tuple[Part, ...]
-    sentence: str  # the effect in the claim's own quantities
-    placebos: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)
+    parts: Sequence[Part]
+    sentence: str
+    placebos: Mapping[str, Claim] = field(default_factory=dict)
     gate: str = ""
+
+    @property
+    def met(self) -> bool:
+        """Whether every part is met by its estimate alone: what makes a placebo pass."""
+        return all(p.beyond(p.estimate) > 0 for p in self.parts)
+
+    @property
+    def verdict(self) -> str:
+        """Contradicted if a part is, supported if all are and no placebo passes, undecided if some are undecided."""
+        verdicts = {p.verdict for p in self.parts}
+        if self.gate:
+            return NOT_JUDGED
+        if verdicts == {SUPPORTED}:
+            return UNSPECIFIC if any(p.met for p in self.placebos.values()) else SUPPORTED
+        return CONTRADICTED if CONTRADICTED in verdicts else UNDECIDED
 
     @property
     def reason(self) -> str:
         """Why the claim is not judged, unspecific or undecided; empty otherwise."""
-        if self.gate:
-            return self.gate
         if self.verdict == UNSPECIFIC:
-            return f"{' and '.join(name for name, parts in self.placebos.items() if met(parts))} would meet it too"
-        return "; ".join(p.reason for p in self.parts if p.reason) if self.verdict == UNDECIDED else ""
-
-    @property
-    def verdict(self) -> str:
-        if self.gate:
-            return NOT_JUDGED
-        verdicts = {p.verdict for p in self.parts}
-        if CONTRADICTED in verdicts:
-            return CONTRADICTED
-        if verdicts != {SUPPORTED}:
-            return UNDECIDED
-        return UNSPECIFIC if any(met(parts) for parts in self.placebos.values()) else SUPPORTED
+            return f"{' and '.join(name for name, p in self.placebos.items() if p.met)} would meet it too"
+        return self.gate or "; ".join(p.reason for p in self.parts if p.reason and self.verdict == UNDECIDED)
 
     @property
     def weakest(self) -> Part:
@@ -309,42 +283,33 @@ class Claim:
         return min(self.parts, key=lambda p: -math.inf if math.isnan(p.scaled[0]) else p.scaled[0])
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: NaN becomes None."""
+        """JSON-able: NaN becomes None. A placebo has its own verdict, and whether its estimates alone would do (met)."""
 
-        def plain(p: Part) -> dict[str, Any]:
-            row = dataclasses.asdict(p) | {"verdict": p.verdict}
-            row |= {k: [x if math.isfinite(x) else None for x in row[k]] for k in ("scaled", "without_seed")}
-            return {k: None if isinstance(x, float) and not math.isfinite(x) else x for k, x in row.items()}
+        def plain(x: Any) -> Any:
+            if isinstance(x, tuple):
+                return [*map(plain, x)]
+            return None if isinstance(x, float) and not math.isfinite(x) else x
 
-        placebos = {n: {"met": met(ps), "parts": [plain(p) for p in ps]} for n, ps in self.placebos.items()}
-        head = {"id": self.id, "statement": self.statement, "verdict": self.verdict, "reason": self.reason}
-        return head | {"sentence": self.sentence, "parts": [plain(p) for p in self.parts], "placebos": placebos}
+        def row(claim: Claim, *names: str) -> dict[str, Any]:
+            parts = [{k: plain(x) for k, x in vars(p).items()} | {"verdict": p.verdict} for p in claim.parts]
+            return {name: getattr(claim, name) for name in names} | {"parts": parts}
 
-
-def met(parts: Sequence[Part]) -> bool:
-    """Whether every part is met by its estimate: what makes a placebo pass."""
-    return all(p.met for p in parts)
+        placebos = {name: row(placebo, "verdict", "met") for name, placebo in self.placebos.items()}
+        return row(self, "id", "statement", "verdict", "reason", "sentence") | {"placebos": placebos}
 
 
-def told(values: Array, seeds: int, digits: int = 2) -> str:
-    """Replicates as text: the estimate and, if there is one, its interval, "0.08 [0.05, 0.11]"."""
-    estimate, low, high = interval(values, seeds)
-    if math.isnan(estimate):
-        return "an undefined amount"
-    text = [f"{round(x, digits) + 0.0:.{digits}f}" for x in (estimate, low, high)]  # + 0.0: no "-0.00"
-    return text[0] if math.isnan(low) else f"{text[0]} [{text[1]}, {text[2]}]"
+# Criteria: the parts of a claim, and its effect as a sentence
 
 
 def c1(e: Evidence) -> tuple[list[Part], str]:
     """SimCLR uses the residual network as supervised learning does."""
-    across, sl, sc = e.grid_correlation(SL, SC), e.grid_correlation(SL, SL), e.grid_correlation(SC, SC)
-    with np.errstate(invalid="ignore"):
-        ratio = across / np.sqrt(np.where((sl > 0) & (sc > 0), sl * sc, np.nan))
+    across, sl, sc = (e.grid_correlation(*pair) for pair in ((SL, SC), (SL, SL), (SC, SC)))
+    ratio = across / np.sqrt(np.where((sl > 0) & (sc > 0), sl * sc, np.nan))
     sentence = (
         f"Beyond what untrained networks show, the grid of SimCLR's layers agrees with SL's to {told(ratio, e.seeds)} of "
         "what two seeds of one objective do."
     )
-    return [part("agreement of the two layer grids beyond untrained ones", ratio, e.seeds, above=0.5)], sentence
+    return [Part("agreement of the two layer grids beyond untrained ones", ratio, e.seeds, above=0.5)], sentence
 
 
 def c2(e: Evidence) -> tuple[list[Part], str]:
@@ -355,48 +320,35 @@ def c2(e: Evidence) -> tuple[list[Part], str]:
         f"Beyond untrained networks, middle layers of SL and SimCLR share {told(shared, e.seeds)} of their similarity structure; "
         f"SL and SL on SimCLR's views share {told(same_labels, e.seeds)}."
     )
-    return [part("partial cosine of middle post-residual layers", shared, e.seeds, above=0.5)], sentence
+    return [Part("partial cosine of middle post-residual layers", shared, e.seeds, above=0.5)], sentence
 
 
 def c3(e: Evidence) -> tuple[list[Part], str]:
     """They are reached by dissimilar means: residual branches."""
-    blocks = [
-        l for l in e.blocks(*MIDDLE) if not l.endswith(".0")
-    ]  # a block that opens a stage has a projection shortcut
-    outputs = np.mean([e.rho(SL, SC, l) for l in blocks], axis=0)
-    branches = np.mean([e.rho(SL, SC, f"{l}.residual") for l in blocks], axis=0)
+    blocks = [l for l in e.blocks(*MIDDLE) if not l.endswith(".0")]  # which opens a stage by a projection shortcut
+    outputs, branches = (np.mean([e.rho(SL, SC, l + kind) for l in blocks], axis=0) for kind in ("", ".residual"))
     gap = outputs - branches
     sentence = (
         f"Relative to seeds, SL and SimCLR agree to {told(outputs, e.seeds)} after middle blocks and to "
         f"{told(branches, e.seeds)} in what those blocks add: a difference of {told(gap, e.seeds)}."
     )
-    return [part("blocks' outputs agree more than their residual branches", gap, e.seeds, above=0.05)], sentence
+    return [Part("blocks' outputs agree more than their residual branches", gap, e.seeds, above=0.05)], sentence
 
 
 def c4(e: Evidence) -> tuple[list[Part], str]:
     """The representations diverge rapidly in the last layers."""
-    b, m, end = (e.end(s) for s in ("layer1", "layer3", "layer4"))
-    last, before = len(e.blocks("layer4")), len(e.blocks(*MIDDLE))
-
-    def loss(other: str) -> Array:
-        return e.pi(SL, other, m) - e.pi(SL, other, end)
-
-    def bend(first: str) -> Array:
-        angles = [e.angle(first, SC, l) for l in (b, m, end)]
-        return (angles[2] - angles[1]) / last - (angles[1] - angles[0]) / before
-
-    extra = loss(SC) - loss(V)
-    steeper = {first: bend(first) for first in (SL, V)}
-    parts = [
-        part("the last stage loses more similarity across objectives than across views", extra, e.seeds, above=0.05)
-    ]
-    for first, values in steeper.items():
-        statement = f"{TITLES[first]} and SimCLR part faster in the last stage than in the middle"
-        parts.append(part(statement, values, e.seeds, above=0.0, unit="degrees a block", scaled=1 + values))
+    m, end = e.end("layer3"), e.end("layer4")
+    across, views = (e.pi(SL, other, m) - e.pi(SL, other, end) for other in (SC, V))
+    statement = "the last stage loses more similarity across objectives than across views"
+    parts, bends = [Part(statement, across - views, e.seeds, above=0.05)], {}
+    for first in (SL, V):
+        start, middle, stop = (e.angle(first, SC, l) for l in (e.end("layer1"), m, end))
+        bend = (stop - middle) / len(e.blocks("layer4")) - (middle - start) / len(e.blocks(*MIDDLE))
+        statement, bends[first] = f"{TITLES[first]} and SimCLR part faster in the last stage than in the middle", bend
+        parts.append(Part(statement, bend, e.seeds, above=0.0, unit="degrees a block", scaled=1 + bend))
     sentence = (
-        f"Over the last stage {told(loss(SC), e.seeds)} of the shared similarity is lost across objectives and "
-        f"{told(loss(V), e.seeds)} across views; the angle opens by "
-        f"{told(steeper[SL], e.seeds, 1)} degrees a block more than before."
+        f"Over the last stage {told(across, e.seeds)} of the shared similarity is lost across objectives and "
+        f"{told(views, e.seeds)} across views; the angle opens by {told(bends[SL], e.seeds, 1)} degrees a block more than before."
     )
     return parts, sentence
 
@@ -412,14 +364,14 @@ def _less_than_half(statement: str, other: Array, owner: Array, seeds: int) -> P
     """That `other` is less than half of `owner`, tested as a contrast; drawn as a share."""
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.where(owner > 0, other / owner, np.nan)
-    return part(statement, other - 0.5 * owner, seeds, below=0.0, unit="nats", scaled=2 * (1 - share))
+    return Part(statement, other - 0.5 * owner, seeds, below=0.0, unit="nats", scaled=2 * (1 - share))
 
 
 def c5(e: Evidence) -> tuple[list[Part], str]:
     """SL's last layers fit the classes, SimCLR's do not."""
     sl, sc = (_last_stage(e, "probe", o) for o in (SL, SC))
     parts = [
-        part("SL's last stage improves the class reading", sl, e.seeds, above=0.1, unit="nats"),
+        Part("SL's last stage improves the class reading", sl, e.seeds, above=0.1, unit="nats"),
         _less_than_half("SimCLR's last stage improves it by less than half as much", sc, sl, e.seeds),
     ]
     sentence = (
@@ -433,7 +385,7 @@ def c6(e: Evidence) -> tuple[list[Part], str]:
     """SimCLR's last layers fit invariance to views, SL's do not."""
     sc, sl, v = (_last_stage(e, "views", o) for o in (SC, SL, V))
     parts = [
-        part("SimCLR's last stage improves the view reading", sc, e.seeds, above=0.05, unit="nats"),
+        Part("SimCLR's last stage improves the view reading", sc, e.seeds, above=0.05, unit="nats"),
         _less_than_half("SL's last stage improves it by less than half as much", sl, sc, e.seeds),
         _less_than_half("so does the last stage of SL on SimCLR's views", v, sc, e.seeds),
     ]
@@ -446,32 +398,23 @@ def c6(e: Evidence) -> tuple[list[Part], str]:
 
 def implicit_fit(e: Evidence, measure: str, objective: str, owner: str, layer: str) -> tuple[Array, Array]:
     """What share of the owner's gain over untrained networks another objective reaches at a layer, and the owner's gain."""
-    untrained = e.reading(measure, U, layer)
-    gain = untrained - e.reading(measure, owner, layer)
+    other, gain = (e.reading(measure, U, layer) - e.reading(measure, o, layer) for o in (objective, owner))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return (untrained - e.reading(measure, objective, layer)) / gain, gain
+        return other / gain, gain
 
 
 def c7(e: Evidence, views: str = "views of a class") -> tuple[list[Part], str]:
     """SimCLR fits SL's objective in its middle layers, not the reverse."""
     m = e.end("layer3")
     classes, by_labels = implicit_fit(e, "probe", SC, SL, m)
-    denominators = {"SL's gain in the class reading": by_labels}
-    parts = [
-        part(
-            "SimCLR reaches half of SL's gain in the class reading",
-            classes,
-            e.seeds,
-            above=0.5,
-            denominators=denominators,
-        )
-    ]
-    shares = {}
-    for other in (SL, V):
-        shares[other], by_views = implicit_fit(e, views, other, SC, m)
-        denominators = denominators | {"SimCLR's gain in the view reading within classes": by_views}
+    shares = {other: implicit_fit(e, views, other, SC, m)[0] for other in (SL, V)}
+    gains = {"SL's gain in the class reading": by_labels}
+    statement = "SimCLR reaches half of SL's gain in the class reading"
+    parts = [Part(statement, classes, e.seeds, above=0.5, denominators=gains)]
+    gains = gains | {"SimCLR's gain in the view reading within classes": implicit_fit(e, views, SL, SC, m)[1]}
+    for other, share in shares.items():
         statement = f"{TITLES[other]} reaches less of SimCLR's gain in the view reading within classes"
-        parts.append(part(statement, classes - shares[other], e.seeds, above=0.1, denominators=denominators))
+        parts.append(Part(statement, classes - share, e.seeds, above=0.1, denominators=gains))
     sentence = (
         f"At the end of stage 3 SimCLR reaches {told(classes, e.seeds)} of SL's gain in the class reading; of SimCLR's gain "
         f"in telling views apart within a class SL reaches {told(shares[SL], e.seeds)}, SL on the same views "
@@ -489,11 +432,11 @@ CLAIMS: Mapping[str, tuple[str, Callable[[Evidence], tuple[list[Part], str]]]] =
     "C6": ("SimCLR's last layers fit invariance to views, SL's do not", c6),
     "C7": ("SimCLR implicitly fits the supervised objective in its middle layers, not the reverse", c7),
 }
-PLACEBOS: Mapping[str, tuple[dict[str, str], ...]] = {  # objective -> what stands in its place
-    "C3": ({SL: U}, {SC: U}, {SC: V}),
-    "C5": ({SL: U}, {SC: V}),
-    "C6": ({SC: U},),
-    "C7": ({SC: U},),
+PLACEBOS: Mapping[str, tuple[tuple[str, str], ...]] = {  # (what stands in whose place, who stands there)
+    "C3": ((SL, U), (SC, U), (SC, V)),
+    "C5": ((SL, U), (SC, V)),
+    "C6": ((SC, U),),
+    "C7": ((SC, U),),
 }
 
 
@@ -520,45 +463,41 @@ def judge(evidence: Evidence, reason: str = "", only: Sequence[str] = tuple(CLAI
     claims = []
     for name in only:
         statement, criterion = CLAIMS[name]
-        parts, sentence = criterion(evidence)
         placebos = {}
-        for places in PLACEBOS.get(name, ()):
-            (objective, other), *_ = places.items()
-            title = f"{TITLES[other]} in {TITLES[objective]}'s place"
-            placebos[title] = tuple(criterion(evidence.with_places(**places))[0])
-        claims.append(Claim(name, statement, tuple(parts), sentence, placebos, reason))
+        for objective, other in PLACEBOS.get(name, ()):
+            moved = criterion(dataclasses.replace(evidence, places={objective: other}))
+            placebos[f"{TITLES[other]} in {TITLES[objective]}'s place"] = Claim(name, statement, *moved)
+        claims.append(Claim(name, statement, *criterion(evidence), placebos, reason))
     return claims
 
 
-# Tables and text of claims
+# Tables of claims
 
 
 def parts(claims: Sequence[Claim]) -> pd.DataFrame:
     """Every part of the claims, for a figure with a panel for each: panel, label, value, low, high, threshold, side."""
-    rows = [
-        (
-            f"{c.id} {p.statement}" + (f" ({p.unit})" if p.unit else ""),
-            p.verdict,
-            p.estimate,
-            p.low,
-            p.high,
-            p.threshold,
-            p.side,
-        )
-        for c in claims
-        for p in c.parts
-    ]
+    rows = []
+    for claim, p in ((c, p) for c in claims for p in c.parts):
+        panel = f"{claim.id} {p.statement}" + f" ({p.unit})" * bool(p.unit)
+        rows.append((panel, p.verdict, p.estimate, p.low, p.high, p.threshold, p.side))
     return pd.DataFrame(rows, columns=["panel", "label", "value", "low", "high", "threshold", "side"])
 
 
-def one_look(claims: Sequence[Claim], notes: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """A row per claim for `charts.forest`: its weakest part in units of the threshold, and the range of its placebos."""
+def one_look(claims: Sequence[Claim], ticks: pd.DataFrame | None = None) -> pd.DataFrame:
+    """A row per claim for `charts.forest`: its weakest part in units of the threshold, and the range of its placebos.
+
+    ticks: what attacks make of the claims (row, value); a note then says how many seeds a claim rests on and how many agree.
+    """
     rows = []
     for claim in claims:
-        value, low, high = claim.weakest.scaled
-        weakest = [min(p.scaled[0] for p in ps) for ps in claim.placebos.values()]
-        bounds = (min(weakest), max(weakest)) if weakest and np.isfinite(weakest).all() else (math.nan, math.nan)
-        note = (notes or {}).get(claim.id, "")
-        rows.append((claim.id, claim.statement, value, low, high, *bounds, claim.verdict, note))
+        weakest, note = claim.weakest, ""
+        if ticks is not None:
+            values = ticks.loc[ticks["row"] == claim.id, "value"]
+            same = ((values > 1) == (weakest.scaled[0] > 1)).sum()
+            agree = f"; {same} of {len(values)} readings on the same side" if len(values) else ""
+            note = f"S = {len(weakest.without_seed)}{agree}"
+        placebos = [placebo.weakest.scaled[0] for placebo in claim.placebos.values()]
+        bounds = (min(placebos), max(placebos)) if placebos and np.isfinite(placebos).all() else (math.nan, math.nan)
+        rows.append((claim.id, claim.statement, *weakest.scaled, *bounds, claim.verdict, note))
     columns = ["row", "label", "value", "low", "high", "placebo_low", "placebo_high", "verdict", "note"]
     return pd.DataFrame(rows, columns=columns)

@@ -3,8 +3,8 @@
     study = Study.open("quick", width=16)      # a profile with a change
     study.network("simclr-0").model            # trained on first use
     study.comparison().matrix("sl-0", "simclr-1")
-    study.probe()                              # a DataFrame
-    Study.open("results/cifar10-cpu").probe()  # of published results, without images and networks
+    study.readings("sl-0")["probe"]            # a DataFrame
+    Study.open("results/quick").comparison()   # of published results, without images and networks
 
 Everything is kept below `out`, keyed by the settings and by the images' content, so that a killed study goes on where it
 was and a changed setting never meets an old result.
@@ -13,11 +13,9 @@ was and a changed setting never meets an old result.
 from __future__ import annotations
 
 import argparse
-import ast
-import contextlib
+import copy
 import dataclasses
 import datetime
-import difflib
 import functools
 import hashlib
 import json
@@ -27,39 +25,38 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
 import torch
 import torchvision
-import yaml
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from repsim import __version__, augment, cka, claims, data, distributed, models, probes, store, taps, train
+from repsim import __version__, augment, cka, claims, data, distributed, models, probes, profiles, store, taps, train
 from repsim.claims import VIEWS, Claim, Evidence
-from repsim.comparison import Comparison
+from repsim.comparison import Comparison, Source
 from repsim.probes import FOLDS
+from repsim.profiles import ROOT, check_known
 
-ROOT = Path(__file__).resolve().parent.parent  # the checkout, from which relative paths count
-PROFILES = ROOT / "profiles"
 REMEDY = "it can be made with a profile and the images"
 SIZES = ("train_images", "test_images", "image_size", "context", "saturation")  # fields that data.load takes
 CKA_IMAGES = 2560  # test images of the comparison at most: the first ones, which are a random sample
 PLACES = ("data", "device", "out", "artefacts")  # fields of a study that say where, not what
 WORTH_A_PROCESS = 20  # seconds of training that starting processes pays for
-DIED = "the process died (out of memory, or a crash in a native library)"
 # What the objectives need beside the common settings; `recipe` overrides it.
 RECIPES: Mapping[str, Mapping[str, Any]] = {"sl": {"learning_rate": 0.1}, "simclr": {"learning_rate": 0.1}}
 TABLES = 1  # the format of tables: the published ones are found by it
-CIRCULAR = {"foreground_hue": 1, "background_hue": 1, "texture_angle": 180}  # factors of the embedded images -> period
+PACKAGES = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
+PACKAGES |= {"repsim": __version__}
+VERSIONS = ", ".join(f"{name} {version}" for name, version in PACKAGES.items())
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,36 +81,22 @@ class Study:
     device: str = "auto"  # "cpu", "cuda", "mps"; auto takes the fastest there is
     threads: int = 1  # CPU threads that a network trains with; another number gives other last bits
     out: str = "runs/study"  # where networks, tables and claims are kept
-    artefacts: str | None = None  # a folder of published tables to draw from, with their settings; nothing is trained
+    artefacts: str | None = None  # a folder of published tables, drawn from instead of `out`; nothing is trained
 
     def __post_init__(self) -> None:
-        if isinstance(self.artefacts, str):  # the published settings replace the others
-            for name, value in publication(self.artefacts)["parameters"].items():
-                object.__setattr__(self, name, value)
         train.check_types(self)
-        for name in ("train_images", "test_images", "image_size", "width", "seeds", "threads"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
-        if self.device.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
-            raise ValueError(f"device: expected auto, cpu, cuda or mps, got {self.device!r}")
-        if self.test_images is not None and self.test_images < 8:
-            raise ValueError(f"test_images: expected at least 8 for a comparison, got {self.test_images}")
+        smallest = dict.fromkeys(("train_images", "image_size", "width", "seeds", "threads"), 1) | {"test_images": 8}
+        for name, bound in smallest.items():
+            if (value := getattr(self, name)) is not None and value < bound:
+                raise ValueError(f"{name}: expected at least {bound}, got {value}")
+        check_known("device", self.device.partition(":")[0], ("auto", "cpu", "cuda", "mps"))
         data.check_appearance(self.data, self.context, self.saturation)
-        others = [o for o in train.OBJECTIVES if o not in ("untrained", "sl", "simclr")]
         for objective in self.controls:
-            if objective not in others:
-                raise ValueError(
-                    f"controls: expected some of {', '.join(others)}, got {objective!r}{similar(objective, others)}"
-                )
-        settings = [f.name for f in dataclasses.fields(train.Settings)]
+            check_known("controls", objective, sorted(train.OBJECTIVES.keys() - {"untrained", "sl", "simclr"}))
+        known = [*train.OBJECTIVES, *(f.name for f in dataclasses.fields(train.Settings))]
         for key, value in self.recipe.items():
-            of_objective = key in train.OBJECTIVES and isinstance(value, dict)
-            for name in value if of_objective else [key]:
-                if name not in settings:
-                    known = settings if of_objective else [*settings, *train.OBJECTIVES]
-                    raise ValueError(
-                        f"recipe: {name!r} is neither an objective nor a field of train.Settings{similar(name, known)}"
-                    )
+            for name in value if key in train.OBJECTIVES and isinstance(value, dict) else [key]:
+                check_known("recipe", name, known)
         object.__setattr__(self, "begun", time.monotonic())
         for name in self.names:  # every network's own checks
             self.settings(name)
@@ -132,23 +115,23 @@ class Study:
             ValueError: an unknown profile or field, a value that a field cannot have, settings that published results
                 were not made with, or images that they are not of; a parameter that papermill was given beside these two.
         """
-        _check_injected()
-        source = located(profile)
-        if source.is_dir():
-            check(source)
-            values = {name: changes.pop(name) for name in PLACES if name in changes}
-            made = dataclasses.asdict(cls(artefacts=str(source)))
-            for name, value in check_names(changes).items():
-                if value != made[name]:
+        profiles.check_injected()
+        source = profiles.located(profile)
+        published, kept = source.is_dir(), profiles.read(source)
+        values = profiles.changed(kept, changes)
+        for name in values:
+            check_known("parameter", name, [f.name for f in dataclasses.fields(cls)])
+        if published:
+            made = cls(**kept)
+            for name, value in values.items():
+                if name not in PLACES and value != getattr(made, name):
                     raise ValueError(
-                        f"{name}: {value!r} is asked for, but {source} was made with {made[name]!r}; own images and settings "
-                        f"need a profile, such as quick"
+                        f"{name}: {value!r} is asked for, but {source} was made with {getattr(made, name)!r}; own images and "
+                        f"settings need a profile, such as quick"
                     )
-            values |= {"artefacts": str(source)}
-        else:
-            values = check_names(changed(read_profile(source), changes))
-        default = f"runs/{source.name}-published" if source.is_dir() else f"runs/{source.stem}"
-        values |= {"out": str(ROOT / Path(values.get("out", default)).expanduser())}
+            values["artefacts"] = str(source)
+        default = f"runs/{source.name}-published" if published else f"runs/{source.stem}"
+        values["out"] = str(ROOT / Path(values.get("out", default)).expanduser())
         images = str(values.get("data", "shapes"))
         if images.lower() not in ("shapes", *data.TORCHVISION) and (ROOT / Path(images).expanduser()).is_dir():
             values["data"] = str(ROOT / Path(images).expanduser())
@@ -156,41 +139,28 @@ class Study:
             for name in {"context", "saturation"} - set(changes):
                 values.pop(name, None)
         study = cls(**values)
-        if source.is_dir() and "data" in values:
+        if published and "data" in changes:
             study.images  # noqa: B018 (checked now)
         return study
 
     @functools.cached_property
-    def core(self) -> list[str]:
-        """The networks that the claims speak of, "<objective>-<seed>"."""
-        return [f"{objective}-{seed}" for objective in ("untrained", "sl", "simclr") for seed in range(self.seeds)]
-
-    @functools.cached_property
     def names(self) -> list[str]:
-        """All networks of this study: those of the core, and the controls."""
-        return [*self.core, *(f"{objective}-{seed}" for objective in self.controls for seed in range(self.seeds))]
+        """All networks of this study, "OBJECTIVE-SEED": untrained, SL and SimCLR ones, and the controls."""
+        return [f"{o}-{seed}" for o in ("untrained", "sl", "simclr", *self.controls) for seed in range(self.seeds)]
 
     def settings(self, name: str) -> train.Settings:
         """How the network `name` is trained."""
         objective, _, seed = name.rpartition("-")
         if objective not in train.OBJECTIVES or not seed.isdecimal():
-            raise ValueError(
-                f"network: expected OBJECTIVE-SEED with an objective of {', '.join(train.OBJECTIVES)}, got {name!r}"
-            )
-        base = train.OBJECTIVES[objective].base
+            known = ", ".join(train.OBJECTIVES)
+            raise ValueError(f"network: expected OBJECTIVE-SEED with an objective of {known}, got {name!r}")
+        base = train.OBJECTIVES[objective].base  # a control is trained as what it is a control of
         epochs = {"untrained": 0, "sl": self.epochs_sl, "simclr": self.epochs_simclr}
-        options = {
-            "architecture": self.architecture,
-            "width": self.width,
-            "batch_size": self.batch_size,
-            "epochs": epochs.get(objective, epochs[base]),
-            "threads": self.threads,
-            **RECIPES[base],
-            **{key: value for key, value in self.recipe.items() if key not in train.OBJECTIVES},
-            **self.recipe.get(base, {}),  # a control is trained as what it is a control of
-            **self.recipe.get(objective, {}),
-        }
+        options = {name: getattr(self, name) for name in ("architecture", "width", "batch_size", "threads")}
+        options |= {"epochs": epochs.get(objective, epochs[base])} | RECIPES[base]
+        options |= {key: value for key, value in self.recipe.items() if key not in train.OBJECTIVES}
         try:
+            options |= self.recipe.get(base, {}) | self.recipe.get(objective, {})
             return train.Settings(objective=objective, seed=int(seed), **options)
         except TypeError as error:
             raise ValueError(f"recipe: {error}") from error
@@ -215,9 +185,8 @@ class Study:
         images = data.load(self.data, **sizes, root=Path(self.out).parent / "data")
         images = data.of_classes(images, self.classes) if self.classes else images
         if self.artefacts is not None and data.summary(images).fingerprints != self.summary.fingerprints:
-            raise ValueError(
-                f"data: {self.data} holds other images than {self.artefacts} was made of; they need a profile"
-            )
+            made = f"{self.artefacts} was made of"
+            raise ValueError(f"data: {self.data} holds other images than {made}; they need a profile")
         return images
 
     @functools.cached_property
@@ -225,8 +194,21 @@ class Study:
         """The images' title, sizes, classes and fingerprints."""
         if self.artefacts is None:
             return data.summary(self.images)
-        kept = publication(self.artefacts)["images"]
+        kept = profiles.publication(self.artefacts)["images"]
         return data.Summary(**kept | {name: tuple(kept[name]) for name in ("classes", "fingerprints")})
+
+    # Networks
+
+    @property
+    def folder(self) -> Path:
+        """Where networks and tables are: `artefacts`, or `out`."""
+        return Path(self.artefacts or self.out)
+
+    def network_file(self, name: str) -> Path:
+        """Where the network `name` is kept."""
+        train_images, validation_images, *_ = self.summary.fingerprints
+        key = self.settings(name).key(train_images + validation_images)
+        return self.folder / "networks" / f"{name}-{key}.safetensors"
 
     @functools.cache  # noqa: B019 (one study lives as long as its notebook)
     def network(self, name: str, progress: bool | Callable[[int], Any] = True) -> train.Trained:
@@ -234,10 +216,11 @@ class Study:
 
         Of published results, the network published with them. Raises FileNotFoundError if there is none.
         """
+        file = self.network_file(name)
         if self.artefacts is None:
-            folder = Path(self.out) / "networks"
-            return train.train(self.settings(name), self.images, folder, device=self.torch_device, progress=progress)
-        if not (file := self.network_file(name)).exists():
+            how = {"device": self.torch_device, "progress": progress}
+            return train.train(self.settings(name), self.images, file.parent, **how)
+        if not file.exists():
             raise FileNotFoundError(f"{file}: no such network among the published results; {REMEDY}")
         return train.load(file, self.torch_device)
 
@@ -252,8 +235,7 @@ class Study:
             FileNotFoundError: the snapshot is gone, damaged or not published; it says how to make it again.
         """
         trained, file = self.network(name), self.network_file(name)
-        model = trained.settings.build(len(self.summary.classes), self.torch_device)
-        model.load_state_dict(trained.model.state_dict())
+        model = copy.deepcopy(trained.model)
         if share != 1:
             plan = train.schedule(train.steps(trained.settings, self.summary.train))
             if share not in plan or trained.settings.objective not in train.SNAPSHOTS:
@@ -272,13 +254,6 @@ class Study:
         train.measure_batch_norm(model, self.images.train.images[:1024].to(self.torch_device))
         return model.eval()
 
-    def network_file(self, name: str) -> Path:
-        """Where the network `name` is kept."""
-        settings, images = self.settings(name), self.summary.fingerprints
-        return (
-            Path(self.artefacts or self.out) / "networks" / f"{name}-{settings.key(images[0] + images[1])}.safetensors"
-        )
-
     def missing(self, names: Sequence[str] | None = None) -> list[str]:
         """Those of these networks, or of all, that have yet to be trained, in the order of seeds."""
         names = [n for n in dict.fromkeys(self.names if names is None else names) if not n.startswith("untrained-")]
@@ -286,17 +261,8 @@ class Study:
         return [name for name in by_seed if self.artefacts is None and not self.network_file(name).exists()]
 
     def expected_seconds(self, name: str) -> float:
-        """How long the network will train: its passes, by the time of one in the last network like it, or as measured now."""
-        settings, like = self.settings(name), ("architecture", "width", "stem", "precision", "threads")
-        passes = train.passes(settings, self.summary.train)
-        files = sorted((Path(self.out) / "networks").glob("*.safetensors"), key=os.path.getmtime, reverse=True)
-        for file in files:
-            with contextlib.suppress(store.Damaged):
-                meta = store.load_meta(file)
-                same = all(meta["settings"].get(field, 1) == getattr(settings, field) for field in like)
-                if same and meta["images"] == self.summary.name and meta.get("passes"):
-                    return passes * meta["seconds"] / meta["passes"]
-        return passes * self._seconds_per_pass
+        """How long the network will train, by the time that an image takes now."""
+        return train.passes(self.settings(name), self.summary.train) * self._seconds_per_pass
 
     @functools.cached_property
     def _seconds_per_pass(self) -> float:
@@ -317,59 +283,55 @@ class Study:
         Raises:
             RuntimeError: some could not be trained; says which and why. The others are kept.
         """
-        missing = self.missing(names)
-        if not missing:
+        names = self.names if names is None else names
+        if not (missing := self.missing(names)):
             return
         seconds = {name: self.expected_seconds(name) for name in missing}
         if processes is None:
-            pays = self.torch_device.type == "cpu" and "REPSIM_BATCH" not in os.environ
-            processes = cores() // self.threads if pays and sum(seconds.values()) > WORTH_A_PROCESS else 0
+            pays = self.torch_device.type == "cpu" and sum(seconds.values()) > WORTH_A_PROCESS
+            processes = joblib.cpu_count() // self.threads if pays and "REPSIM_BATCH" not in os.environ else 0
         shares: list[list[str]] = [[] for _ in range(max(1, min(processes, len(missing))))]
         for name in missing:
-            min(shares, key=lambda share: (sum(seconds[n] for n in share), len(share))).append(name)
-        longest = max(sum(seconds[n] for n in share) for share in shares)
-        count = len(set(self.names if names is None else names))
-        print(
-            f"Training {len(missing)} of {count} networks, about {duration(longest)}: {', '.join(missing)}",
-            file=sys.stderr,
-        )
+            min(shares, key=lambda share: (sum(map(seconds.get, share)), len(share))).append(name)
+        longest = tqdm.format_interval(max(sum(map(seconds.get, share)) for share in shares))
+        what = f"{len(missing)} of {len(set(names))} networks, about {longest}: {', '.join(missing)}"
+        print(f"Training {what}", file=sys.stderr)
         total = sum(train.passes(self.settings(name), self.summary.train) for name in missing)
         with train.progress_bar(total, "training") as bar:
-            if processes > 0:
-                return self._train_apart(shares, minutes, bar)
-            for name in missing:
-                folder = Path(self.out) / "networks"
-                train.train(self.settings(name), self.images, folder, device=self.torch_device, progress=bar.update)
+            if processes:
+                self._train_apart(shares, minutes, bar)
+            else:
+                for name in missing:
+                    folder = self.network_file(name).parent
+                    train.train(self.settings(name), self.images, folder, device=self.torch_device, progress=bar.update)
 
-    def _train_apart(self, shares: Sequence[Sequence[str]], minutes: float | None, bar: Any) -> None:
-        """Train each share of the networks in a process of its own, which ends with this one."""
+    def _train_apart(self, shares: Sequence[Sequence[str]], minutes: float | None, bar: tqdm) -> None:
+        """Train each share of the networks in a process of its own, which ends with this one: it has nobody to report to."""
         command = [sys.executable, "-m", "repsim.train", "--passes", *(["--minutes", str(minutes)] if minutes else [])]
         for name, value in (dataclasses.asdict(self) | {"out": str(Path(self.out).resolve())}).items():
             command += ["-p", name, json.dumps(value)]
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(self.threads)}
-        children: list[subprocess.Popen] = []
-        lock = threading.Lock()
+        # in sessions of their own: Ctrl-C is for this process, which then ends the others
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+        children = [subprocess.Popen([*command, *share], env=environment, **options) for share in shares]
 
-        def train_share(names: Sequence[str]) -> str | None:
-            """Why it failed, if it did."""
-            with tempfile.TemporaryFile("w+") as errors:
-                pipes = {"stdout": subprocess.PIPE, "stderr": errors, "text": True}
-                # in a session of its own: Ctrl-C is for this process, which then ends the others
-                child = subprocess.Popen([*command, *names], env=environment, start_new_session=True, **pipes)
-                children.append(child)
-                with child.stdout as lines:
-                    for line in filter(str.isdigit, map(str.strip, lines)):
-                        with lock:
-                            bar.update(int(line))
-                if child.wait() < 0:  # by a signal
-                    return DIED
-                errors.seek(0)
-                return errors.read().strip().rpartition("\n")[2] if child.returncode else None
+        def follow(child: subprocess.Popen) -> str:
+            """Why a process failed, if it did: the last line that is not a number of passes."""
+            said = ""
+            for line in map(str.strip, child.stdout):
+                if line.isdigit():
+                    with bar.get_lock():
+                        bar.update(int(line))
+                else:
+                    said = line or said
+            if child.wait() < 0:  # by a signal
+                return "the process died (out of memory, or a crash in a native library)"
+            return (said or f"it ended with status {child.returncode}") if child.returncode else ""
 
-        with ThreadPoolExecutor(len(shares)) as pool:
+        with ThreadPoolExecutor(len(children)) as pool:
             try:
-                failures = set(pool.map(train_share, shares)) - {None}
+                failures = set(pool.map(follow, children)) - {""}
             except BaseException:
                 for child in children:
                     child.terminate()
@@ -379,71 +341,47 @@ class Study:
 
     # What is made once and kept
 
-    @functools.cached_property
-    def key(self) -> str:
-        """Of what is made of all networks."""
-        return self.key_of(self.names)
-
     def key_of(self, names: Sequence[str]) -> str:
         """Of what is made of these networks: their settings, and the images."""
         return store.digest([self.summary.fingerprints, [self.settings(n).chosen() for n in names], TABLES])
 
     def table(self, name: str, make: Callable[[], pd.DataFrame], networks: Sequence[str] | None = None) -> pd.DataFrame:
         """The table `name` of this study, or of some of its networks: read if it is there, otherwise made and kept."""
-
-        names = self.names if networks is None else networks
-
-        def save(path: Path, made: tuple[pd.DataFrame, float]) -> None:
-            store.save_table(path, made[0], self._about(name, names, made[1]))
-
-        return self._kept(self._file(name, names, "csv"), lambda path: store.load_table(path)[0], make, save)
+        return self._kept(f"tables/{name}", "csv", networks, lambda p: store.load_table(p)[0], make, store.save_table)
 
     def compared(self, name: str, make: Callable[[], Comparison], networks: Sequence[str] | None = None) -> Comparison:
-        """As `table`, for a comparison, of which the pairs that are `drawn` are kept."""
-        names = self.names if networks is None else networks
-
-        def save(path: Path, made: tuple[Comparison, float]) -> None:
-            tensors, meta = made[0].to_tensors()
-            store.save_tensors(path, tensors, meta | self._about(name, names, made[1]))
-
-        return self._kept(
-            self._file(name, names, "safetensors"),
-            lambda path: Comparison.from_tensors(*store.load_tensors(path)),
-            lambda: make().select(by_fold, wanted),
-            save,
-        )
+        """As `table`, for a comparison, of which the pairs that `keeps_total` names are kept."""
+        kept = self._tensors(f"tables/{name}", lambda: make().select(keeps_folds, keeps_total).to_tensors(), networks)
+        return Comparison.from_tensors(*kept)
 
     def tensors(
         self, name: str, make: Callable[[], Mapping[str, Tensor]], networks: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
         """As `table`, for named tensors that tables are made of: kept in OUT/tensors, and not published, as they are large."""
-        names = self.names if networks is None else networks
+        return dict(self._tensors(f"tensors/{name}", lambda: (make(), {}), networks)[0])
 
-        def save(path: Path, made: tuple[Mapping[str, Tensor], float]) -> None:
-            store.save_tensors(path, made[0], self._about(name, names, made[1]))
+    def _tensors(self, name: str, make: Callable[[], tuple], networks: Sequence[str] | None) -> tuple[dict, dict]:
+        """As `table`, for tensors with metadata."""
 
-        path = Path(self.artefacts or self.out) / "tensors" / self._file(name, names, "safetensors").name
-        return dict(self._kept(path, lambda path: store.load_tensors(path)[0], make, save))
+        def save(path: Path, made: tuple[dict, dict], about: dict[str, Any]) -> None:
+            store.save_tensors(path, made[0], made[1] | about)
 
-    def _file(self, name: str, networks: Sequence[str], ending: str) -> Path:
-        return Path(self.artefacts or self.out) / "tables" / f"{name}-{self.key_of(networks)}.{ending}"
+        return self._kept(name, "safetensors", networks, store.load_tensors, make, save)
 
-    def _about(self, name: str, networks: Sequence[str], seconds: float) -> dict[str, Any]:
-        about = {"table": name, "networks": list(networks), "seconds": round(seconds, 1)}
-        return about | {"protocol": self._protocol()}
+    def _kept(self, name, ending, networks, load, make, save) -> Any:
+        """What load(path) or make() gives, in the latter case after save(path, it, about), about being how it was made."""
+        networks, begun = self.names if networks is None else networks, time.monotonic()
+        path = self.folder / f"{name}-{self.key_of(networks)}.{ending}"
+        if self.artefacts is not None:
+            if not path.exists():
+                raise FileNotFoundError(f"{path}: no such table among the published results; {REMEDY}")
+            return load(path)
 
-    def _kept(self, path: Path, load: Callable, make: Callable, save: Callable) -> Any:
-        if self.artefacts is None:
+        def save_with_protocol(path: Path, made: Any) -> None:
+            about = {"table": Path(name).name, "networks": list(networks), "protocol": dict(self.protocol().to_numpy())}
+            save(path, made, about | {"seconds": round(time.monotonic() - begun, 1)})
 
-            def timed() -> tuple[Any, float]:
-                begun = time.monotonic()
-                return make(), time.monotonic() - begun
-
-            made = store.load_or_make(path, lambda path: (load(path), 0.0), timed, save)
-            return made[0]
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such table among the published results; {REMEDY}")
-        return load(path)
+        return store.load_or_make(path, load, make, save_with_protocol)
 
     @functools.cached_property
     def views(self) -> dict[str, Callable[..., Tensor]]:
@@ -457,19 +395,14 @@ class Study:
         Streams: every network, "NETWORK@view-a" and "NETWORK@view-b", "labels", "pixels". Estimators: "unbiased", "rbf", and
         "trimmed", without the images that are among the largest 1 % by norm at the end of some stage of some network.
         """
-        return self.compared("cka", self._compare)
 
-    def _compare(self) -> Comparison:
-        self.train_missing(self.names)
-        labels = self.images.test.labels[:CKA_IMAGES]
-        return self.compare(
-            self.names,
-            labels=labels,
-            views=self.views,
-            pixels=True,
-            estimators=("unbiased", "rbf", "trimmed"),
-            leave_out=self._outliers(len(labels)),
-        )
+        def make() -> Comparison:
+            self.train_missing()
+            labels, estimators = self.images.test.labels[:CKA_IMAGES], ("unbiased", "rbf", "trimmed")
+            options = {"labels": labels, "pixels": True, "estimators": estimators}
+            return self.compare(self.names, views=self.views, leave_out=self._outliers(len(labels)), **options)
+
+        return self.compared("cka", make)
 
     def compare(self, networks: Sequence[str], **options: Any) -> Comparison:
         """CKA of all layers of these networks, which are trained if missing, over the first CKA_IMAGES test images, in FOLDS folds.
@@ -479,9 +412,9 @@ class Study:
         self.train_missing(networks)
         images = self.images.test.images[:CKA_IMAGES]
         batches = FOLDS * math.ceil(len(images) / (FOLDS * 128)) if len(images) >= 4 * FOLDS else len(images) // 4
-        models = {name: self.network(name).model for name in networks}
+        nets = {name: self.network(name).model for name in networks}
         options |= {"batch_size": math.ceil(len(images) / batches), "folds": FOLDS}
-        return cka.compare(models, images, progress=True, **options)
+        return cka.compare(nets, images, progress=True, **options)
 
     def _outliers(self, count: int, fraction: float = 0.01) -> Tensor:
         """Those of the first test images that are among the farthest from the mean at the end of a stage (Davari et al. 2022)."""
@@ -518,31 +451,11 @@ class Study:
         "retrieval" (of an image's other view), "views" (fitted NT-Xent, nats), "views of a class" (the same in batches of one
         class); of "pixels" the first three. Residual layers and the pool, which is the end of stage 4, are left out.
         """
-        names = [] if name == "pixels" else [name]
+        networks = [] if name == "pixels" else [name]
+        return folded(*self._tensors(f"tables/readings-{name}", lambda: self._read(name), networks))
 
-        def load(path: Path) -> dict[str, pd.DataFrame]:
-            tensors, meta = store.load_tensors(path)
-            tables = {
-                m: pd.DataFrame(tensors[m].double().numpy(), columns=layers) for m, layers in meta["layers"].items()
-            }
-            if "images" not in tensors:  # each image's outcome, as it is kept where it was made
-                return {measure: probes.by_fold(table) for measure, table in tables.items()}
-            for table in tables.values():
-                table.attrs["images"] = tensors["images"].numpy()
-            return tables
-
-        def save(path: Path, made: tuple[dict[str, pd.DataFrame], float]) -> None:
-            tensors = {measure: torch.tensor(table.to_numpy(dtype="float32")) for measure, table in made[0].items()}
-            layers = {measure: list(table) for measure, table in made[0].items()}
-            store.save_tensors(path, tensors, {"layers": layers, **self._about(f"readings-{name}", names, made[1])})
-
-        path = self._file(f"readings-{name}", names, "safetensors")
-        made = self._kept(path, load, lambda: self._read(name), save)
-        folded = all("images" in table.attrs for table in made.values())
-        return made if folded else {measure: probes.by_fold(table) for measure, table in made.items()}
-
-    def _read(self, name: str) -> dict[str, pd.DataFrame]:
-        """Each test image's outcomes: measure -> (n, layers)."""
+    def _read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Each test image's outcomes, measure -> (n, layers), and the layers' names."""
 
         def of(split: str, view: str | None = None) -> dict[str, Tensor]:
             features = self.features(name, split, view)
@@ -554,42 +467,20 @@ class Study:
         probe = probes.linear_probe(*fit, classes=classes)
         tables = {"probe": probe.loss, "correct": probe.correct}
         tables["knn"] = probes.knn(of("train"), labels["train"], of("test"), labels["test"], classes=classes)
-        if name == "pixels":
-            return {measure: table.astype("float32") for measure, table in tables.items()}
-        views = [of(split, view) for split in ("train", "test") for view in VIEWS]
-        fitted = probes.fitted_nt_xent(
-            *views,
-            labels["test"],
-            batch=min(128, self.summary.train, self.summary.test),
-            temperature=self.settings("simclr-0").temperature,
-            steps=150,
-        )
-        tables["retrieval"] = probes.retrieval(*views[2:])
-        tables |= {"views": fitted.mixed, "views of a class": fitted.of_a_class}
-        return {measure: table.astype("float32") for measure, table in tables.items()}  # as they are kept
+        if name != "pixels":
+            views = [of(split, view) for split in ("train", "test") for view in VIEWS]
+            options = {"batch": min(128, self.summary.train, self.summary.test), "steps": 150}
+            options["temperature"] = self.settings("simclr-0").temperature
+            fitted = probes.fitted_nt_xent(*views, labels["test"], **options)
+            tables |= {"retrieval": probes.retrieval(*views[2:]), "views": fitted.mixed}
+            tables |= {"views of a class": fitted.of_a_class}
+        outcomes = {measure: torch.tensor(table.to_numpy(dtype="float32")) for measure, table in tables.items()}
+        return outcomes, {"layers": {measure: list(table) for measure, table in tables.items()}}
 
     def per_network(self, table: str, names: Sequence[str], make: Callable[[str], pd.DataFrame]) -> pd.DataFrame:
         """One table per network, kept one by one (for any study with that network), as one with a column `network`."""
-        networks = [name for name in names if name != "pixels"]
-        self.train_missing([n for n in networks if not self._file(f"{table}-{n}", [n], "csv").exists()])
-        parts = [
-            self.table(f"{table}-{name}", functools.partial(make, name), [] if name == "pixels" else [name]).assign(
-                network=name
-            )
-            for name in names
-        ]
-        return pd.concat(parts, ignore_index=True)
-
-    def factors(self, names: Sequence[str]) -> pd.DataFrame | None:
-        """How well each known factor of the embedded images can be read out of each layer; None for other images."""
-        if not self.summary.factors:
-            return None
-
-        def make(name: str) -> pd.DataFrame:
-            splits = [(self.features(name, s), known_factors(getattr(self.images, s))) for s in ("train", "test")]
-            return probes.factor_probe(*splits[0], *splits[1], circular=CIRCULAR)
-
-        return self.per_network("factors", names, make)
+        tables = [self.table(f"{table}-{n}", functools.partial(make, n), [n]).assign(network=n) for n in names]
+        return pd.concat(tables, ignore_index=True)
 
     def history(self, names: Sequence[str] | None = None) -> pd.DataFrame:
         """The training histories: network, epoch, loss, validation_loss, learning_rate."""
@@ -609,23 +500,29 @@ class Study:
     @functools.cache  # noqa: B019
     def evidence(self) -> Evidence:
         """Comparison and readings of all networks, which are trained if they are missing."""
-        self.train_missing(self.names)
+        self.train_missing()
         return Evidence(self.comparison(), {name: self.readings(name) for name in self.names}, self.seeds)
 
     @functools.cache  # noqa: B019
     def accuracy(self) -> dict[str, float]:
         """Accuracy of the linear probe at the pool, averaged over seeds and images, of each objective, and of "pixels"."""
-        sums: dict[str, list[float]] = {}
-        for name in [*self.names, "pixels"]:
-            table = self.readings(name)["correct"]
-            layer = "pixels" if name == "pixels" else claims.end_of(list(table), "layer4")
-            mean = np.average(table[layer], weights=table.attrs["images"])
-            sums.setdefault(name.rpartition("-")[0] or name, []).append(mean)
-        return {objective: float(np.mean(values)) for objective, values in sums.items()}
+        readings = {name: self.readings(name) for name in self.names}
+        evidence = Evidence(None, readings, self.seeds)
+        layer = claims.end_of(list(readings["sl-0"]["correct"]), "layer4")
+        objectives = ("untrained", "sl", "simclr", *self.controls)
+        accuracy = {o: float(evidence.reading("correct", o, layer)[0]) for o in objectives}
+        pixels = self.readings("pixels")["correct"]
+        return accuracy | {"pixels": float(np.average(pixels["pixels"], weights=pixels.attrs["images"]))}
 
     def gate(self) -> str:
         """Why the claims are not judged, with the remedy; empty if they are."""
         return claims.gate(self.accuracy(), self.seeds)
+
+    def learnt(self) -> str:
+        """What linear probes read at the pool of each objective and of the baselines, in one sentence."""
+        accuracy, titles = self.accuracy(), claims.TITLES | {"pixels": "raw pixels"}
+        read = ", ".join(f"{titles[o]} {accuracy[o]:.2f}" for o in titles if o in accuracy)
+        return f"Linear probes at the pool read {read}; chance is {1 / len(self.summary.classes):.2f}."
 
     @functools.cache  # noqa: B019
     def judge(self, *ids: str) -> list[Claim]:
@@ -640,22 +537,18 @@ class Study:
 
         learnt: what the networks have learnt, in one sentence, where they are others than the study's own.
         """
-        about = {"basis": self.basis(), "exploratory": self.summary.factors, "preregistration": preregistration()}
+        about = {"basis": self.basis(), "exploratory": self.summary.factors}
+        about["preregistration"] = git("log", "-1", "--format=%h", "--", "docs/preregistration.md")
         about["learnt"] = self.learnt() if learnt is None else learnt
         text = json.dumps([about | row for row in verdicts], indent=1, allow_nan=False)
         store.write(Path(self.out) / "claims" / f"{name}.json", text + "\n")
 
-    def learnt(self) -> str:
-        """What linear probes read at the pool of each objective and of the baselines, in one sentence."""
-        accuracy, titles = self.accuracy(), claims.TITLES | {"pixels": "raw pixels"}
-        read = ", ".join(f"{titles[o]} {accuracy[o]:.2f}" for o in titles if o in accuracy)
-        return f"Linear probes at the pool read {read}; chance is {1 / len(self.summary.classes):.2f}."
-
     def answer(self, judged: Sequence[Claim]) -> str:
         """Markdown: each claim's effect with its verdict, and whether the networks have learnt."""
-        lines = [
-            f"- {c.sentence} **{c.id}: {c.verdict}.**" + f" {c.reason}." * bool(c.reason and not c.gate) for c in judged
-        ]
+        lines = []
+        for claim in judged:
+            reason = f" {claim.reason}." * bool(claim.reason and not claim.gate)
+            lines.append(f"- {claim.sentence} **{claim.id}: {claim.verdict}.**{reason}")
         lines.append(f"\n*This run:* {self.basis()}. {self.learnt()}")
         if self.summary.factors:
             lines.append("\n*Exploratory: these images were designed so that the phenomenon shows.*")
@@ -663,63 +556,23 @@ class Study:
             lines.append(f"\n**Not judged:** {self.gate()}.")
         return "\n".join(lines)
 
-    def keep_attacks(self, ticks: pd.DataFrame) -> pd.DataFrame:
-        """Keep what attacks make of the claims (row, value, family, name, whole) and return it without undefined values."""
-        ticks = ticks[np.isfinite(ticks["value"])].reset_index(drop=True)
-        store.write(Path(self.out) / "claims" / "attacks.json", json.dumps(ticks.to_dict("records"), indent=1) + "\n")
-        return ticks
-
     def attacks(self) -> pd.DataFrame:
-        """What `keep_attacks` kept, or what is published; no rows if there is nothing."""
-        file = Path(self.artefacts) / "claims.json" if self.artefacts else Path(self.out) / "claims" / "attacks.json"
+        """What attacks make of the claims, as chapter 05 left it or as it is published; no rows if there is nothing."""
+        file = self.folder / ("claims.json" if self.artefacts else "claims/attacks.json")
         rows = json.loads(file.read_text()) if file.exists() else []
         rows = [attack for claim in rows for attack in claim["attacks"]] if self.artefacts else rows
         return pd.DataFrame(rows, columns=["row", "value", "family", "name", "whole"])
-
-    def notes(self, ticks: pd.DataFrame) -> dict[str, str]:
-        """For each claim how many seeds it rests on, and how many of the attacks agree with it."""
-        notes = {}
-        for claim in self.judge():
-            values = ticks.loc[ticks["row"] == claim.id, "value"]
-            same = ((values > 1) == (claim.weakest.scaled[0] > 1)).sum()
-            notes[claim.id] = f"S = {self.seeds}" + (
-                f"; {same} of {len(values)} readings on the same side" if len(values) else ""
-            )
-        return notes
-
-    def colophon(self) -> pd.DataFrame:
-        """What produced this execution: versions, commit, parameters, time. Two columns, what and how."""
-        unsaid = (
-            {"out", "data"} if self.artefacts else {"out"}
-        )  # the protocol says what images published results are of
-        changed = {
-            f.name: getattr(self, f.name)
-            for f in dataclasses.fields(self)
-            if f.name not in unsaid and getattr(self, f.name) is not None
-        }
-        rows = {
-            "parameters": ", ".join(f"{k} = {v}" for k, v in changed.items()).replace(f"{ROOT}/", ""),
-            "versions": f"python {platform.python_version()}, torch {torch.__version__}, "
-            f"torchvision {torchvision.__version__}, repsim {__version__}, commit {commit()}",
-            "device": f"{self.torch_device}, {torch.get_num_threads()} threads on {os.cpu_count()} cores",
-            "time": f"{time.monotonic() - self.begun:.0f} s since the study was opened in this notebook",
-        }
-        return pd.DataFrame({"what": rows.keys(), "how": rows.values()})
 
     def protocol(self, networks: Sequence[str] | None = None) -> pd.DataFrame:
         """How the numbers of this study are made: two columns, what and how. Every table's file carries it.
 
         networks: where they are not those that the study itself trains.
         """
-        rows = self._protocol() | ({"networks": ", ".join(networks)} if networks else {})
-        return pd.DataFrame({"what": rows.keys(), "how": rows.values()})
-
-    def _protocol(self) -> dict[str, str]:
         images = self.summary
-        return {
+        rows = {
             "images": f"{images.name}: {images.train:,} training, {images.validation:,} validation (cut from the "
             f"training set), {images.test:,} test; stratified, seed 0",
-            "networks": ", ".join(self.names),
+            "networks": ", ".join(networks or self.names),
             "architecture": f"{self.architecture}, width {self.width}",
             "evaluation": "test images, eval mode, weights of the last epoch",
             "CKA": f"linear, unbiased, whole activation maps of the first {min(CKA_IMAGES, images.test):,} test images; HSIC "
@@ -728,262 +581,116 @@ class Study:
             f"{self.seeds - 1} degrees of freedom",
             "views": "SimCLR's augmentations, two draws per image from seeded generators, the same for all networks",
             "probes": "logistic regression on pooled, standardised features; penalty chosen on the validation split",
-            "versions": f"python {platform.python_version()}, torch {torch.__version__}, torchvision "
-            f"{torchvision.__version__}, repsim {__version__}",
+            "versions": VERSIONS,
         }
+        return pd.DataFrame(rows.items(), columns=["what", "how"])
+
+    def colophon(self) -> pd.DataFrame:
+        """What produced this execution: versions, commit, parameters, time. Two columns, what and how."""
+        unsaid = (
+            ("out", "data") if self.artefacts else ("out",)
+        )  # the protocol says of what images published results are
+        parameters = {name: value for name, value in dataclasses.asdict(self).items() if name not in unsaid}
+        text = ", ".join(f"{name} = {value}" for name, value in parameters.items() if value is not None)
+        rows = {
+            "parameters": text.replace(f"{ROOT}/", ""),
+            "versions": f"{VERSIONS}, commit {git('describe', '--always', '--dirty')}",
+            "device": f"{self.torch_device}, {torch.get_num_threads()} threads on {os.cpu_count()} cores",
+            "time": f"{time.monotonic() - self.begun:.0f} s since the study was opened in this notebook",
+        }
+        return pd.DataFrame(rows.items(), columns=["what", "how"])
 
 
-def wanted(first: tuple[str, str], second: tuple[str, str]) -> bool:
+def keeps_total(first: Source, second: Source) -> bool:
     """Whether figures or claims ask for this pair of sources: all pairs of clean images, and views of a network's layer."""
     (a, k), (b, l) = first, second
     return "@" not in a + b or b in ("labels", "pixels") or (a.split("@")[0], k) == (b.split("@")[0], l)
 
 
-def by_fold(first: tuple[str, str], second: tuple[str, str]) -> bool:
+def keeps_folds(first: Source, second: Source) -> bool:
     """Whether this pair needs an interval: layers of one name, a network's own grid, and its views."""
     (a, k), (b, l) = first, second
-    return wanted(first, second) and (k == l or a.split("@")[0] == b.split("@")[0] or "labels" in (a, b))
+    return keeps_total(first, second) and (k == l or a.split("@")[0] == b.split("@")[0] or "labels" in (a, b))
 
 
-@functools.cache
-def preregistration() -> str:
-    """The commit of docs/preregistration.md; "unknown" outside a checkout."""
-    command = ["git", "log", "-1", "--format=%h", "--", "docs/preregistration.md"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True) if shutil.which("git") else None
-    return done.stdout.strip() or "unknown" if done else "unknown"
+def folded(outcomes: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+    """Readings by fold of the test images, measure -> (folds, layers), from each image's outcomes or from published folds."""
+    layers = about["layers"]
+    tables = {name: pd.DataFrame(outcomes[name].double().numpy(), columns=layers[name]) for name in layers}
+    if "images" not in outcomes:
+        return {measure: probes.by_fold(table) for measure, table in tables.items()}
+    for table in tables.values():
+        table.attrs["images"] = outcomes["images"].numpy()
+    return tables
 
 
-def known_factors(part: data.ImageSet) -> pd.DataFrame:
-    """The factors of embedded images that a layer is asked for, and their shape."""
-    shape = pd.Categorical.from_codes(part.labels.numpy(), list(part.classes))
-    return part.factors.drop(columns="texture_phase").astype({"texture": "category"}).assign(shape=shape)
+def git(*arguments: str) -> str:
+    """What git says of this checkout; "unknown" if nothing."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip() or "unknown"
 
 
 def publish(study: Study, folder: str | Path) -> Path:
     """Copy what a run kept of this study to `folder`: tables, verdicts, and provenance.json, which says how they were made.
 
-    Tables are those in `study.out` that are of networks with these settings on these images; verdicts are those that
-    run_all.py collected. Networks that lie in `folder` stay. `Study.open(folder)` reads it.
+    Tables are those in `study.out` that are of networks with these settings on these images; readings are kept by fold, a
+    hundredth of each image's outcomes. Verdicts are those that run_all.py collected. Networks that lie in `folder` stay.
+    `Study.open(folder)` reads it.
     """
-    folder, out = Path(folder), Path(study.out)
+    folder, verdicts = Path(folder), Path(study.out) / "claims.json"
     shutil.rmtree(folder / "tables", ignore_errors=True)
     (folder / "tables").mkdir(parents=True)
+    (folder / "claims.json").unlink(missing_ok=True)
+    if verdicts.exists() and json.loads(verdicts.read_text()):
+        shutil.copyfile(verdicts, folder / "claims.json")
     seconds, networks = {}, set()
-    for path in sorted(path for ending in ("csv", "safetensors") for path in (out / "tables").glob(f"[!.]*.{ending}")):
-        about = store.load_meta(path)
-        if path.stem.endswith(f"-{study.key_of(about.get('networks', study.names))}"):
-            if path.name.startswith("readings-"):
-                _fold(path, folder / "tables" / path.name)
-            else:
-                shutil.copyfile(path, folder / "tables" / path.name)
-            networks |= set(about.get("networks", ()))
-            seconds[path.stem.rpartition("-")[0]] = about.get("seconds")
-    parts = sorted([*(folder / "tables").iterdir(), *folder.glob("networks/*")])
-    for name in ("claims.json",):
-        (folder / name).unlink(missing_ok=True)
-        if (out / name).exists() and json.loads((out / name).read_text()):
-            shutil.copyfile(out / name, folder / name)
-            parts.append(folder / name)
+    for path in sorted((Path(study.out) / "tables").glob("[!.]*")):
+        about, target = store.load_meta(path), folder / "tables" / path.name
+        name, _, key = path.stem.rpartition("-")
+        if key != study.key_of(about["networks"]):
+            continue
+        if name.startswith("readings-"):
+            tables = folded(*store.load_tensors(path))
+            tensors = {measure: torch.tensor(table.to_numpy()) for measure, table in tables.items()}
+            store.save_tensors(target, tensors | {"images": torch.tensor(tables["probe"].attrs["images"])}, about)
+        else:
+            shutil.copyfile(path, target)
+        networks |= set(about["networks"])
+        seconds[name] = about["seconds"]
+    files = sorted(path for part in ("tables/*", "networks/*", "claims.json") for path in folder.glob(part))
     trained = {name: file for name in sorted(networks) if (file := study.network_file(name)).exists()}
     cuda = study.torch_device.type == "cuda"
     provenance = {
-        "parameters": {f.name: getattr(study, f.name) for f in dataclasses.fields(study) if f.name not in PLACES},
+        "parameters": {name: value for name, value in dataclasses.asdict(study).items() if name not in PLACES},
         "images": study.summary._asdict(),
         "basis": study.basis(),
         "made": datetime.date.today().isoformat(),
-        "commit": commit(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "repsim": __version__,
-        },
+        "commit": git("describe", "--always", "--dirty"),
+        "versions": PACKAGES,
         "hardware": torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {study.threads} threads",
         "training_seconds": {name: store.load_meta(file)["seconds"] for name, file in trained.items()},
         "seconds": seconds,
-        "checksums": {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in parts},
+        "checksums": {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files},
     }
     store.write(folder / "provenance.json", json.dumps(provenance, indent=1, allow_nan=False) + "\n")
     return folder
 
 
-def _fold(source: Path, target: Path) -> None:
-    """Copy a network's readings by fold of the images, a hundredth of each image's outcomes."""
-    tensors, meta = store.load_tensors(source)
-    tables = {m: probes.by_fold(pd.DataFrame(x.double().numpy())) for m, x in tensors.items()}
-    folded = {m: torch.tensor(table.to_numpy()) for m, table in tables.items()}
-    folded["images"] = torch.tensor(next(iter(tables.values())).attrs["images"])
-    store.save_tensors(target, folded, meta)
-
-
-def check(folder: str | Path) -> dict[str, Any]:
-    """What provenance.json says of published results, after their files have been found whole.
-
-    Raises:
-        ValueError: no provenance.json; a file that is missing or not what was published.
-    """
-    kept = publication(folder)
-    for name, checksum in kept["checksums"].items():
-        path = Path(folder) / name
-        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != checksum:
-            raise ValueError(f"{path} is missing or not what was published; restore it")
-    return kept
-
-
-def publication(folder: str | Path) -> dict[str, Any]:
-    """What FOLDER/provenance.json says of published results: parameters, images, and how they were made.
-
-    Raises:
-        ValueError: no such file, or not one that `publish` wrote.
-    """
-    try:
-        kept = json.loads((Path(folder) / "provenance.json").read_text())
-        return kept | {"parameters": dict(kept["parameters"]), "images": dict(kept["images"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"profile: expected a folder with a provenance.json, such as results/NAME, got {str(folder)!r} ({error!r})"
-        ) from error
-
-
-def commit() -> str:
-    """The commit of this checkout, with a mark if files differ from it; "unknown" outside a checkout."""
-    root = Path(__file__).resolve().parent.parent
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
-
-
-def located(profile: str | Path) -> Path:
-    """The file of a profile, or the folder of published results, that `profile` stands for in `Study.open`."""
-    if not isinstance(profile, str | Path):
-        raise ValueError(f"profile: expected a name or a path, got {profile!r}")
-    path = ROOT / Path(profile).expanduser()
-    for candidate in (PROFILES / f"{profile}.yaml", path):
-        if candidate.is_file() or candidate.is_dir():
-            return candidate
-    known = [
-        *sorted(p.stem for p in PROFILES.glob("*.yaml")),
-        *sorted(f"results/{p.parent.name}" for p in ROOT.glob("results/*/provenance.json")),
-    ]
-    raise ValueError(
-        f"profile: no file {path}, and no profile {str(profile)!r}{similar(str(profile), known)}; there are {', '.join(known)}"
-    )
-
-
-def read_profile(file: str | Path) -> dict[str, Any]:
-    """The fields of `Study` in a YAML file.
-
-    Raises:
-        ValueError: not YAML, not a mapping, or a field that `Study` does not have.
-    """
-    try:
-        values = yaml.safe_load(Path(file).read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"profile: {file} is not YAML ({error})") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"profile: {file} has to map parameters to values, got {type(values).__name__}")
-    return check_names(values)
-
-
-def read_changes(changes: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Names and values of a command line, the values as JSON or YAML. Raises ValueError for what is neither."""
-
-    def read(text: str) -> Any:
-        try:
-            return json.loads(text)  # to YAML 1.1 the number 1e-5 is a text
-        except ValueError:
-            return yaml.safe_load(text)
-
-    try:
-        return {name: read(text) for name, text in changes}
-    except yaml.YAMLError as error:
-        raise ValueError(f"parameter: not YAML ({error})") from error
-
-
-def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with `changes`; "recipe.simclr.temperature" changes that entry of the mapping `recipe` alone.
-
-    Raises:
-        ValueError: a part of something that is not a mapping.
-    """
-    values = dict(values)
-    for name, value in changes.items():
-        first, _, rest = name.partition(".")
-        if rest:
-            inner = values.get(first, {})
-            if not isinstance(inner, dict):
-                raise ValueError(f"{name}: {first} is not a mapping, but {inner!r}")
-            value = changed(inner, {rest: value})
-        values[first] = value
-    return values
-
-
-def check_names(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """`parameters` if all are fields of `Study`. Raises ValueError naming one that is not, and those that are like it."""
-    known = [f.name for f in dataclasses.fields(Study)]
-    for name, value in parameters.items():
-        if name not in known:
-            raise ValueError(
-                f"{name} = {value!r}: a study has no parameter {name}{similar(name, known)}; there are {', '.join(known)}"
-            )
-    return dict(parameters)
-
-
-def similar(name: object, known: Iterable[str]) -> str:
-    """ " (did you mean ...?)" with what `name` may have been meant for; "" if nothing is like it."""
-    found = difflib.get_close_matches(str(name), list(known))
-    return f" (did you mean {' or '.join(found)}?)" if found else ""
-
-
-def _check_injected() -> None:
-    """Raise ValueError if papermill was given a parameter that the notebook does not have: it would warn and go on."""
-    known: set[str] = set()
-    for cell in vars(sys.modules["__main__"]).get("In", ()):  # the cells that this notebook has executed
-        try:
-            assigned = [t.id for node in ast.parse(cell).body if isinstance(node, ast.Assign) for t in node.targets]
-        except (SyntaxError, AttributeError):
-            continue
-        if cell.startswith("# Parameters\n"):
-            for name in set(assigned) - known:
-                raise ValueError(
-                    f"{name}: this notebook has no such parameter; its own are {', '.join(sorted(known))}, and a field of "
-                    f"the study goes into changes: {{{name!r}: ...}}"
-                )
-        known |= set(assigned)
-
-
-def cores() -> int:
-    """How many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def duration(seconds: float) -> str:
-    """A time as a reader takes it: "50 s", "12 min", "3.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Train networks of a study where its notebooks look for them; by all ranks where torchrun starts them."""
     parser = argparse.ArgumentParser(prog="python -m repsim.train", description=main.__doc__)
-    parser.add_argument("network", nargs="+", help="OBJECTIVE-SEED, such as simclr-0")
-    parser.add_argument("--profile", default="quick", metavar="NAME|FILE", help="profiles/NAME.yaml or a YAML file")
-    parser.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a field of the study"
-    )
-    parser.add_argument("--minutes", type=float, help="start no network that would not be done by then")
-    parser.add_argument(
-        "--passes", action="store_true", help="print the number of image passes after each step, for a bar"
-    )
-    options, until = parser.parse_args(argv), time.monotonic()
-    until += 60 * (options.minutes or math.inf)
+    add, fields = parser.add_argument, {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
+    add("network", nargs="+", help="OBJECTIVE-SEED, such as simclr-0")
+    add("--profile", default="quick", metavar="NAME|FILE", help="profiles/NAME.yaml or a YAML file")
+    add("-p", **fields, help="a field of the study")
+    add("--minutes", type=float, default=math.inf, help="start no network that would not be done by then")
+    add("--passes", action="store_true", help="print the number of image passes after each step, for a bar")
+    options, begun = parser.parse_args(argv), time.monotonic()
     try:
-        study = Study.open(options.profile, **read_changes(options.p))
+        study = Study.open(options.profile, **profiles.read_changes(options.p))
         for name in options.network:
             study.settings(name)
         study.images  # noqa: B018 (looked at before the ranks meet)
@@ -992,7 +699,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     report = functools.partial(print, flush=True) if options.passes else True
     with distributed.started(study.torch_device):
         for name in options.network:
-            if options.minutes and time.monotonic() + study.expected_seconds(name) > until:
+            expected = study.expected_seconds(name) if math.isfinite(options.minutes) else 0
+            if time.monotonic() - begun + expected > 60 * options.minutes:
                 break
             loss = study.network(name, report).history.loss.iloc[-1]
             if not (distributed.rank() or options.passes):

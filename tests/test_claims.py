@@ -162,7 +162,7 @@ def test_intervals_cover_and_verdicts_err_seldom(seeds):
     covered = np.mean([low <= truth <= high for _, low, high in bounds])
     assert covered >= 0.92, "nominal: 0.95"
     for offset in (0.0, 0.15):  # at the threshold, and beyond it by two and a half times the error of four seeds
-        parts = [claims.part("", v, seeds, above=truth - offset) for v in simulate(seeds, truth)]
+        parts = [claims.Part("", v, seeds, above=truth - offset) for v in simulate(seeds, truth)]
         verdicts.append({w: np.mean([p.verdict == w for p in parts]) for w in claims.VERDICTS})
     assert verdicts[0][claims.SUPPORTED] <= 0.04 and verdicts[0][claims.CONTRADICTED] <= 0.04
     assert verdicts[1][claims.CONTRADICTED] == 0 and verdicts[1][claims.SUPPORTED] > 0.3
@@ -307,13 +307,14 @@ def test_a_claim_that_a_placebo_meets_is_unspecific():
             vectors[U, layer] = unit(0, 0, 1)
     claim = judged("C3", vectors=vectors)
     assert claim.verdict == claims.UNSPECIFIC and "untrained in SimCLR's place" in claim.reason
-    assert claim.to_dict()["placebos"]["untrained in SimCLR's place"]["met"]
+    placebo = claim.to_dict()["placebos"]["untrained in SimCLR's place"]
+    assert placebo["met"] and placebo["verdict"] == placebo["parts"][0]["verdict"] == claims.SUPPORTED
 
 
 def test_an_untrained_network_in_the_owners_place_gains_nothing():
     for name, title in (("C5", "untrained in SL's place"), ("C6", "untrained in SimCLR's place")):
-        parts = judged(name, **TRUE[name]).placebos[title]
-        assert parts[0].estimate == pytest.approx(0) and not claims.met(parts)
+        placebo = judged(name, **TRUE[name]).placebos[title]
+        assert placebo.parts[0].estimate == pytest.approx(0) and not placebo.met
 
 
 def test_an_undefined_replicate_is_undecided_with_its_reason():

@@ -146,7 +146,7 @@ def test_a_cost_is_set_against_a_limit(chapter, cost, verdict, scaled):
 
 def test_a_prediction_is_confirmed_refuted_open_or_not_judged(chapter):
     judged = chapter.names["judged"] = {}
-    parts = {x: claims.part("", replicates(x, noise=0.002), 4, above=0.05) for x in (0.0, 0.05, 0.1)}
+    parts = {x: claims.Part("", replicates(x, noise=0.002), 4, above=0.05) for x in (0.0, 0.05, 0.1)}
     outcomes = {
         "8.1": ("confirmed", (parts[0.1],), ""),
         "8.2": ("refuted", (parts[0.1], parts[0.0]), ""),

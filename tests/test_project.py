@@ -16,8 +16,9 @@ import yaml
 from bs4 import BeautifulSoup
 from nbconvert import HTMLExporter
 
-from repsim import study
+from repsim import profiles
 from repsim.charts import MIME
+from repsim.study import PLACES
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -158,14 +159,14 @@ def test_a_changed_number_in_a_stored_output_is_noticed(tmp_path):
     "published", sorted(p.parent for p in (ROOT / "results").glob("*/provenance.json")), ids=lambda p: p.name
 )
 def test_published_results_are_whole_small_and_of_a_profile(published):
-    about = study.check(published)
+    about = profiles.publication(published)
     files = {str(p.relative_to(published)): p for p in published.rglob("*") if p.is_file()}
     assert {*about["checksums"], "provenance.json"} == {*files}
     assert sum(p.stat().st_size for name, p in files.items() if "networks" not in name) < 10e6
     if published.name in ("cifar10-cpu", "cifar10-beyond"):
         return  # of an earlier version; tests/test_frozen.py reads the first
-    fields = study.read_profile(study.PROFILES / f"{published.name}.yaml")
-    asked = {name: value for name, value in fields.items() if name not in study.PLACES}
+    fields = profiles.read(profiles.PROFILES / f"{published.name}.yaml")
+    asked = {name: value for name, value in fields.items() if name not in PLACES}
     assert asked == {name: about["parameters"][name] for name in asked}
 
 

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from repsim import claims, data, store
-from repsim.study import PLACES, ROOT, Study, check, publication, publish
+from repsim.profiles import ROOT, publication
+from repsim.study import PLACES, Study, publish
 
 SETTINGS = {"train_images": 160, "test_images": 200, "image_size": 16, "width": 4, "epochs_sl": 1, "epochs_simclr": 1}
 SETTINGS |= {"batch_size": 32, "seeds": 2, "controls": ["sl_simclr_views"], "device": "cpu"}
@@ -20,7 +21,7 @@ def made(tmp_path_factory):
     """A study of which all is made that the claims rest on, beside a table of other settings, and where it was published."""
     study = Study(**SETTINGS, out=str(tmp_path_factory.mktemp("made") / "runs"))
     study.judge(*claims.CLAIMS)
-    study.history(), study.factors(["sl-0"]), study.readings("pixels")
+    study.history(), study.readings("pixels")
     kept = json.loads((Path(study.out) / "claims" / "C1-C2-C3-C4-C5-C6-C7.json").read_text())
     store.write(Path(study.out) / "claims.json", json.dumps([row | {"attacks": []} for row in kept]))
     Study(**SETTINGS | {"epochs_sl": 2, "seeds": 1}, out=study.out).readings("sl-0")
@@ -46,8 +47,7 @@ def test_everything_is_among_the_published_tables(made, published, tmp_path):
             assert (p["estimate"] is None) == (q["estimate"] is None)
             assert p["estimate"] is None or np.isclose(p["estimate"], q["estimate"], atol=1e-6)
     assert study.accuracy() == pytest.approx(made[0].accuracy())
-    for name in ("history",):
-        pd.testing.assert_frame_equal(getattr(study, name)(), getattr(made[0], name)(), check_exact=True)
+    pd.testing.assert_frame_equal(study.history(), made[0].history(), check_exact=True)
     assert not list((published / "tables").glob(".*")) and not (tmp_path / "out" / "tables").exists()
 
 
@@ -80,7 +80,7 @@ def test_damaged_published_files_are_named(published):
     path = next((published / "tables").glob("readings-sl-0-*"))
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ValueError, match=f"{path.name} is missing or not what was published"):
-        check(published)
+        publication(published)
 
 
 def test_only_folders_with_a_provenance_are_published_results():

@@ -338,7 +338,7 @@ def test_a_killed_run_leaves_no_process_behind(project):
     "options, message",
     [
         (["--profile", "nowhere"], "profile: no file"),
-        (["-p", "widht", "3"], "widht = 3: a study has no parameter widht .did you mean width"),
+        (["-p", "widht", "3"], "parameter: expected .*'widht' .did you mean width"),
         (["-p", "width", "wide"], "width: expected int, got 'wide'"),
         (["-p", "width", "["], "while parsing"),
         (["-p", "recipe", "{simclr: {temperature: 0}}"], "temperature"),
@@ -379,7 +379,7 @@ PAPERMILL = [sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["-y", "changes: {wdith: 3}"], "wdith = 3: a study has no parameter wdith .did you mean width"),
+        (["-y", "changes: {wdith: 3}"], "parameter: expected .*'wdith' .did you mean width"),
         (["-y", "changes: {width: wide}"], "width: expected int, got 'wide'"),
         (["-p", "width", "16"], "width: this notebook has no such parameter.*changes: {'width': ...}"),
         (["-p", "profile", "qiuck"], "profile: no file .*did you mean quick"),

@@ -135,7 +135,7 @@ def test_tensors_are_made_once_for_their_networks_and_not_published(study, tmp_p
     study.table("a-table", lambda: __import__("pandas").DataFrame({"a": [1]}), ["sl-0"])
     folder = publish(study, tmp_path / "published")
     assert [path.name.partition("-")[0] for path in (folder / "tables").iterdir()] == ["a"]
-    published = Study(artefacts=str(folder), out=str(tmp_path / "out"))
+    published = Study.open(folder, out=str(tmp_path / "out"))
     with pytest.raises(FileNotFoundError, match="among the published results"):
         published.tensors("grams-sl-0", lambda: {}, ["sl-0"])
     with pytest.raises(FileNotFoundError, match="among the published results"):

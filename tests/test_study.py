@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from repsim import claims, data, probes, store, train
-from repsim.study import PROFILES, ROOT, Study, changed, main, read_changes, read_profile
+from repsim.profiles import PROFILES, ROOT, changed, read_changes
+from repsim.study import Study, main
 
 SMALL = {"train_images": 200, "test_images": 64, "width": 4, "epochs_sl": 1, "epochs_simclr": 1, "batch_size": 32}
 
@@ -21,16 +22,15 @@ def study(tmp_path_factory):
 def test_a_study_makes_every_table_once(study, monkeypatch):
     judged = study.judge()
     assert [c.id for c in judged] == ["C1", "C2", "C3", "C4", "C5", "C6", "C7"]
-    readings, factors = study.readings("simclr-1"), study.factors(["sl-0"])
+    readings, history = study.readings("simclr-1"), study.history(["sl-0"])
     assert {"probe", "correct", "knn", "retrieval", "views", "views of a class"} == set(readings)
-    assert {"x", "rotation", "foreground_hue", "shape"} <= set(factors.factor)
     again = Study(**SMALL, out=study.out)
-    for module in ("linear_probe", "knn", "retrieval", "fitted_nt_xent", "factor_probe"):
+    for module in ("linear_probe", "knn", "retrieval", "fitted_nt_xent"):
         monkeypatch.setattr(f"repsim.probes.{module}", None)  # making them again would fail
     monkeypatch.setattr("repsim.cka.compare", None)
     monkeypatch.setattr("repsim.train._train", None)
     assert repr([c.to_dict() for c in again.judge()]) == repr([c.to_dict() for c in judged])
-    pd.testing.assert_frame_equal(again.factors(["sl-0"]), factors, check_exact=True)
+    pd.testing.assert_frame_equal(again.history(["sl-0"]), history, check_exact=True)
     for measure, table in again.readings("simclr-1").items():
         pd.testing.assert_frame_equal(table, readings[measure], check_exact=True)
 
@@ -59,11 +59,12 @@ def test_the_comparison_holds_every_network_its_views_labels_and_pixels(study):
 
 
 def test_changed_settings_and_changed_images_never_meet_an_old_table(study, tmp_path):
-    keys = {study.key}
+    keys = {study.key_of(study.names)}
     for change in ({"epochs_sl": 2}, {"test_images": 96}, {"seeds": 1}, {"recipe": {"momentum": 0.8}}):
-        keys.add(Study(**SMALL | change, out=study.out).key)
+        other = Study(**SMALL | change, out=study.out)
+        keys.add(other.key_of(other.names))
     assert len(keys) == 5
-    assert Study(**SMALL, out=str(tmp_path)).key == study.key
+    assert Study(**SMALL, out=str(tmp_path)).key_of(study.names) in keys
 
 
 def test_contexts_and_saturation_are_of_the_embedded_images(study):
@@ -102,7 +103,7 @@ def test_recipes_apply_to_all_or_to_one_objective():
     [
         ({"width": "wide"}, r"width: expected int, got 'wide' \(str\)"),
         ({"threads": 0}, "threads"),
-        ({"device": "gpu"}, "device: expected auto, cpu, cuda or mps, got 'gpu'"),
+        ({"device": "gpu"}, "device: expected one of auto, cpu, cuda, mps, got 'gpu'"),
         ({"width": True}, "width: expected int, got True"),
         ({"width": 6}, "width: .*6"),
         ({"train_images": 0}, "train_images"),
@@ -113,8 +114,8 @@ def test_recipes_apply_to_all_or_to_one_objective():
         ({"controls": ["sl"]}, "controls: .*'sl'"),
         ({"controls": ["moco"]}, "controls: .*'moco'"),
         ({"controls": ["random_label"]}, "did you mean random_labels"),
-        ({"recipe": {"sl": {"learning_rte": 1.0}}}, "recipe: 'learning_rte' .*did you mean learning_rate"),
-        ({"recipe": {"speed": 3}}, "recipe: 'speed'"),
+        ({"recipe": {"sl": {"learning_rte": 1.0}}}, "recipe: .*'learning_rte' .did you mean learning_rate"),
+        ({"recipe": {"speed": 3}}, "recipe: .*'speed'"),
         ({"recipe": {"simclr": {"speed": 3}}}, "recipe: .*speed"),
         ({"recipe": {"temperature": -1.0}}, "temperature"),
         ({"recipe": []}, "recipe: expected dict"),
@@ -139,13 +140,13 @@ def test_every_profile_is_a_study(name):
 
 @pytest.mark.parametrize(
     "content, message",
-    [("a: [", "not YAML"), ("- a", "map parameters"), ("wdith: 3", "wdith = 3: .*did you mean width")],
+    [("a: [", "not YAML"), ("- a", "map parameters"), ("wdith: 3", "parameter: .*'wdith' .did you mean width")],
 )
 def test_unusable_profiles_are_refused(content, message, tmp_path):
     file = tmp_path / "p.yaml"
     file.write_text(content)
     with pytest.raises(ValueError, match=message):
-        read_profile(file)
+        Study.open(file)
     with pytest.raises(ValueError, match="no file .*qiuck.*did you mean quick"):
         Study.open("qiuck")
     with pytest.raises(ValueError, match="profile: .*got 3"):
@@ -174,7 +175,7 @@ def test_a_network_keeps_its_tables_whatever_other_networks_a_study_has(study, m
     table = study.readings("sl-0")["probe"]
     monkeypatch.setattr("repsim.probes.linear_probe", None)  # making them again would fail
     fewer = Study(**SMALL, seeds=1, out=study.out)
-    assert fewer.key != study.key
+    assert fewer.names != study.names
     pd.testing.assert_frame_equal(fewer.readings("sl-0")["probe"], table)
 
 
@@ -197,7 +198,7 @@ def test_a_study_is_a_profile_with_changes_wherever_it_is_opened(tmp_path, monke
     }
     read = {"recipe.sl.weight_decay": 5e-5, "data": "~/my images", "controls": ["random_labels"], "image_size": None}
     assert read_changes(values.items()) == read
-    with pytest.raises(ValueError, match="wdith = 3: a study has no parameter wdith .did you mean width"):
+    with pytest.raises(ValueError, match="parameter: expected .*'wdith' .did you mean width"):
         Study.open(file, wdith=3)
     with pytest.raises(ValueError, match="width.x: width is not a mapping, but 4"):
         changed({"width": 4}, {"width.x": 3})
@@ -208,7 +209,7 @@ def test_threads_are_a_setting_that_leaves_keys_and_the_caller_alone(tmp_path):
     chosen = {"width": 4, "epochs": 1, "batch_size": 32, "learning_rate": 0.1}  # as before there was such a setting
     assert study.settings("sl-0").chosen() == chosen
     other = dataclasses.replace(study, threads=2)
-    assert other.key != study.key and other.settings("sl-0").threads == 2
+    assert other.key_of(study.names) != study.key_of(study.names) and other.settings("sl-0").threads == 2
     before, seen = torch.get_num_threads(), []
     torch.set_num_threads(3)
     try:
@@ -277,7 +278,7 @@ def test_published_results_take_neither_other_settings_nor_other_images(tmp_path
         ({"width": 32}, "width: 32 is asked for, but .*cifar10-cpu was made with 16"),
         ({"threads": 2}, "threads: 2"),
         ({"recipe": {}}, "recipe: {}"),
-        ({"wdith": 16}, "wdith = 16: a study has no parameter wdith"),
+        ({"wdith": 16}, "parameter: .*'wdith'"),
         ({"data": "shapes"}, "images: not part of the published results"),
     ):
         with pytest.raises(ValueError, match=message):
