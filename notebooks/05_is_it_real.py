@@ -152,7 +152,7 @@ def at_par():
 
 def comparison_at_par():
     snapshots = {f"sl-{i}": study.snapshot(f"sl-{i}", par.share[0]) for i in range(study.seeds)}
-    return study.compare([name for name in study.names if name not in snapshots], models=snapshots)
+    return study.compare([name for name in study.names if name not in snapshots], others=snapshots)
 
 
 par = study.table("at-par", at_par)

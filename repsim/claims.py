@@ -337,13 +337,15 @@ def c3(e: Evidence) -> tuple[list[Part], str]:
 
 def c4(e: Evidence) -> tuple[list[Part], str]:
     """The representations diverge rapidly in the last layers."""
-    m, end = e.end("layer3"), e.end("layer4")
+    b, m, end = (e.end(stage) for stage in ("layer1", "layer3", "layer4"))
+    order = [*e.blocks(), "head"]
+    last, before = order.index(end) - order.index(m), order.index(m) - order.index(b)
     across, views = (e.pi(SL, other, m) - e.pi(SL, other, end) for other in (SC, V))
     statement = "the last stage loses more similarity across objectives than across views"
     parts, bends = [Part(statement, across - views, e.seeds, above=0.05)], {}
     for first in (SL, V):
-        start, middle, stop = (e.angle(first, SC, l) for l in (e.end("layer1"), m, end))
-        bend = (stop - middle) / len(e.blocks("layer4")) - (middle - start) / len(e.blocks(*MIDDLE))
+        start, middle, stop = (e.angle(first, SC, l) for l in (b, m, end))
+        bend = (stop - middle) / last - (middle - start) / before
         statement, bends[first] = f"{TITLES[first]} and SimCLR part faster in the last stage than in the middle", bend
         parts.append(Part(statement, bend, e.seeds, above=0.0, unit="degrees a block", scaled=1 + bend))
     sentence = (

@@ -157,24 +157,20 @@ class Comparison:
         names = {"a": a, "b": b, "layer_a": layer_a, "layer_b": layer_b}
         return pd.DataFrame({**names, "cka": value, "low": low, "high": high})
 
-    def select(
-        self, by_fold: Callable[[Source, Source], bool], totals: Callable[[Source, Source], bool] = lambda a, b: False
-    ) -> Comparison:
-        """The same with fewer pairs of sources, rounded to float32: a small file.
+    def select(self, by_fold: Callable[[Source, Source], bool]) -> Comparison:
+        """The same, rounded to float32, with intervals of fewer pairs of sources: a small file.
 
         Pairs that `by_fold(source, source)` wants, in whichever order, keep their HSIC by fold, and so does every source with
-        itself; others that `totals` wants keep the sum over all folds: the value is as exact, its interval is NaN. Asking for
-        another pair raises ValueError.
+        itself; the others keep the sum over all folds: the value is as exact, its interval is NaN.
         """
         named = [(self.sources[i], self.sources[j]) for i, j in self.pairs.T]
         folded = np.array([a == b or by_fold(a, b) or by_fold(b, a) for a, b in named])
-        kept = folded | np.array([totals(a, b) or totals(b, a) for a, b in named])
         hsic, sums = {}, {}
         for name, value in self.hsic.items():
-            rounded = np.where(folded[kept], value[:, kept], np.nan).astype("float32").astype(float)
-            total = self.totals[name][kept].astype("float32").astype(float)
-            hsic[name], sums[name] = rounded, np.where(np.isnan(rounded).any(0), total, rounded.sum(0))
-        return Comparison(self.sources, self.pairs[:, kept], hsic, sums, self.weights)
+            hsic[name] = np.where(folded, value, np.nan).astype("float32").astype(float)
+            total = self.totals[name].astype("float32").astype(float)
+            sums[name] = np.where(np.isnan(hsic[name]).any(0), total, hsic[name].sum(0))
+        return Comparison(self.sources, self.pairs, hsic, sums, self.weights)
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict]:
         """(tensors, meta): all of it, as tensors and as plain data that JSON holds; in float32 if that is exact.

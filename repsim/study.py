@@ -350,8 +350,8 @@ class Study:
         return self._kept(f"tables/{name}", "csv", networks, lambda p: store.load_table(p)[0], make, store.save_table)
 
     def compared(self, name: str, make: Callable[[], Comparison], networks: Sequence[str] | None = None) -> Comparison:
-        """As `table`, for a comparison, of which the pairs that `keeps_total` names are kept."""
-        kept = self._tensors(f"tables/{name}", lambda: make().select(keeps_folds, keeps_total).to_tensors(), networks)
+        """As `table`, for a comparison, which keeps intervals of the pairs that `keeps_folds` names."""
+        kept = self._tensors(f"tables/{name}", lambda: make().select(keeps_folds).to_tensors(), networks)
         return Comparison.from_tensors(*kept)
 
     def tensors(
@@ -392,27 +392,30 @@ class Study:
     def comparison(self) -> Comparison:
         """CKA of all layers of all networks over the first CKA_IMAGES test images, from one pass.
 
-        Streams: every network, "NETWORK@view-a" and "NETWORK@view-b", "labels", "pixels". Estimators: "unbiased", "rbf", and
-        "trimmed", without the images that are among the largest 1 % by norm at the end of some stage of some network.
+        Streams: every network, "labels", "pixels". Estimators: "unbiased", "rbf", and "trimmed", without the images that are
+        among the largest 1 % by norm at the end of some stage of some network.
         """
 
         def make() -> Comparison:
             self.train_missing()
             labels, estimators = self.images.test.labels[:CKA_IMAGES], ("unbiased", "rbf", "trimmed")
             options = {"labels": labels, "pixels": True, "estimators": estimators}
-            return self.compare(self.names, views=self.views, leave_out=self._outliers(len(labels)), **options)
+            return self.compare(self.names, leave_out=self._outliers(len(labels)), **options)
 
         return self.compared("cka", make)
 
-    def compare(self, networks: Sequence[str], **options: Any) -> Comparison:
+    def compare(
+        self, networks: Sequence[str], others: Mapping[str, nn.Module] | None = None, **options: Any
+    ) -> Comparison:
         """CKA of all layers of these networks, which are trained if missing, over the first CKA_IMAGES test images, in FOLDS folds.
 
-        options: further arguments of `cka.compare`. `compared` keeps the result.
+        others: name -> further networks, such as snapshots. options: further arguments of `cka.compare`. `compared` keeps the
+        result.
         """
         self.train_missing(networks)
         images = self.images.test.images[:CKA_IMAGES]
         batches = FOLDS * math.ceil(len(images) / (FOLDS * 128)) if len(images) >= 4 * FOLDS else len(images) // 4
-        nets = {name: self.network(name).model for name in networks}
+        nets = {name: self.network(name).model for name in networks} | dict(others or {})
         options |= {"batch_size": math.ceil(len(images) / batches), "folds": FOLDS}
         return cka.compare(nets, images, progress=True, **options)
 
@@ -601,16 +604,10 @@ class Study:
         return pd.DataFrame(rows.items(), columns=["what", "how"])
 
 
-def keeps_total(first: Source, second: Source) -> bool:
-    """Whether figures or claims ask for this pair of sources: all pairs of clean images, and views of a network's layer."""
-    (a, k), (b, l) = first, second
-    return "@" not in a + b or b in ("labels", "pixels") or (a.split("@")[0], k) == (b.split("@")[0], l)
-
-
 def keeps_folds(first: Source, second: Source) -> bool:
-    """Whether this pair needs an interval: layers of one name, a network's own grid, and its views."""
+    """Whether this pair needs an interval: layers of one name, a network's own grid, and the labels."""
     (a, k), (b, l) = first, second
-    return keeps_total(first, second) and (k == l or a.split("@")[0] == b.split("@")[0] or "labels" in (a, b))
+    return k == l or a == b or "labels" in (a, b)
 
 
 def folded(outcomes: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, pd.DataFrame]:

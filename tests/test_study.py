@@ -53,9 +53,8 @@ def test_readings_are_those_of_the_probes(study):
     )
 
 
-def test_the_comparison_holds_every_network_its_views_labels_and_pixels(study):
-    streams = set(study.comparison().streams)
-    assert {"labels", "pixels", *study.names} | {f"{n}@view-{v}" for n in study.names for v in "ab"} == streams
+def test_the_comparison_holds_every_network_labels_and_pixels(study):
+    assert {"labels", "pixels", *study.names} == set(study.comparison().streams)
 
 
 def test_changed_settings_and_changed_images_never_meet_an_old_table(study, tmp_path):
