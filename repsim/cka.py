@@ -56,7 +56,8 @@ def cka(x: Tensor, y: Tensor, *, estimator: str = "unbiased", kernel: str = "lin
     for name, value, known in (("estimator", estimator, ESTIMATORS), ("kernel", kernel, KERNELS)):
         if value not in known:
             raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
-    _check_threshold(threshold)
+    if not threshold > 0:
+        raise ValueError(f"threshold: expected a positive number, got {threshold}")
     x, y = (as_features(value, name, least=4) for name, value in (("x", x), ("y", y)))
     if x.ndim < 2 or y.ndim < 2 or len(x) != len(y):
         raise ValueError(
@@ -101,16 +102,14 @@ def compare(
 
     Every network sees a batch before the next one is read: two orders of the images cannot get mixed up. Memory is flat in
     their number: one batch, one layer's activations, a Gram (batch, batch) a source and `folds` matrices (sources,
-    sources). Only images of one batch are compared with each other. So the order must be random: where it is that of the
-    classes (an ImageFolder without shuffle), what distinguishes classes is never seen, and a warning says so. Layers are
-    tried on three images first. Under torch.autocast the networks run in half precision, Grams stay in float32.
+    sources). Only images of one batch are compared with each other, so their order must be random: a warning says where it
+    is that of the classes. Under torch.autocast the networks run in half precision, Grams stay in float32.
 
     Args:
         models: name -> network, used on its device in eval mode and left as it was. Without any, features are compared.
-        images: uint8 (n, 3, h, w) or (n, 1, h, w), brought into the study's scale, or float, given as they are; or a loader
-            (any iterable) of tensors, (x, y) pairs or dicts, read once (`repsim.taps.batches`). A tensor is cut into
-            nearly equal batches of at most `batch_size`; `batch_size=n` gives the exact value of the full sample. A loader's
-            batches are taken as they come, but fewer than 4 images are joined to the batch before.
+        images: uint8 (n, 3, h, w) or (n, 1, h, w), brought into the study's scale, or float, given as they are, in nearly
+            equal batches of at most `batch_size` (`batch_size=n` gives the exact value of the full sample); or a loader, read
+            once, whose batches are taken as they come (`repsim.taps.batches`), fewer than 4 images with the batch before.
         labels: whole numbers (n,), the classes, or a row of numbers an image (n, c): the stream "labels". None takes them
             from a loader that has them, False leaves them out.
         views: name -> function of (images, generator), called once a batch, its result given to every network: the
@@ -118,8 +117,7 @@ def compare(
         features: name -> (n, p), a stream each, or name -> {layer: (n, p)}; beside a loader in its order, which has to be
             that of its data set (the order of an IterableDataset cannot be checked).
         pixels: add the stream "pixels".
-        layers: None, the study's layers; "all", names, module paths, patterns or types for all networks; or a mapping from
-            every network to those, or to {name: module path}. See `repsim.taps.resolve`.
+        layers: as for `repsim.taps.resolve`, for all networks; or a mapping from every network to those.
         reduction: "none" compares whole activation maps; else as for `repsim.taps.pooled`.
         estimators: "unbiased", "biased"; "rbf", which is unbiased with an RBF kernel, whose bandwidth, `threshold` times the
             median distance, is each batch's own (classes are compared by equality); "trimmed", unbiased without the images
@@ -131,8 +129,8 @@ def compare(
         A `Comparison`. Layers that are constant over the images are undefined (NaN) in it, and a warning names them.
 
     Raises:
-        ValueError, TypeError: an argument that cannot be used; fewer than 4 images; NaN or infinite activations (network,
-            layer and batch are named); layers that are unknown, never called, or called twice in a forward pass.
+        ValueError, TypeError: an argument that cannot be used, as `repsim.taps.survey` finds on three images too; fewer than
+            4 images; NaN or infinite activations (network, layer and batch are named).
     """
     models, views, features = ({} if value is None else value for value in (models, views, features))
     _check(models, views, features, layers, transform, batch_size, folds, estimators, threshold)
@@ -154,8 +152,8 @@ def compare(
     if given and isinstance(images, DataLoader) and not isinstance(images.dataset, IterableDataset):
         if type(getattr(images.batch_sampler or images, "sampler", None)) is not SequentialSampler:
             raise ValueError(
-                f"{', '.join(dict.fromkeys(stream for stream, _ in given))}: expected rows in the loader's order, got a loader "
-                "that shuffles or selects; DataLoader(torch.utils.data.Subset(dataset, order)) has an order to give rows in"
+                f"{', '.join(stream for stream, _ in given)}: expected rows in the loader's order, got a loader that shuffles or "
+                "selects; DataLoader(torch.utils.data.Subset(dataset, order)) has an order in which to give the rows"
             )
     dropped = torch.zeros(0, dtype=torch.int64) if leave_out is None else as_tensor(leave_out, "leave_out").cpu()
     if dropped.is_floating_point() or dropped.ndim != 1 or ("trimmed" in estimators) != (leave_out is not None):
@@ -323,12 +321,7 @@ class HsicSums:
     """
 
     def __init__(
-        self,
-        sources: Sequence[Source],
-        estimators: Sequence[str],
-        folds: int,
-        device: torch.device,
-        threshold: float = 1.0,
+        self, sources: Sequence[Source], estimators: Sequence[str], folds: int, device, threshold: float = 1.0
     ):
         self.row = {source: row for row, source in enumerate(sources)}
         self.estimators, self.threshold = tuple(estimators), threshold
@@ -487,9 +480,5 @@ def _check(models, views, features, layers, transform, batch_size, folds, estima
         raise ValueError(f"batch_size, folds: expected at least 4 and 2, got {batch_size} and {folds}")
     if isinstance(estimators, str) or not estimators or not set(estimators) <= set(VARIANTS):
         raise ValueError(f"estimators: expected some of {', '.join(VARIANTS)}, got {estimators!r}")
-    _check_threshold(threshold)
-
-
-def _check_threshold(threshold: float) -> None:
     if not threshold > 0:
         raise ValueError(f"threshold: expected a positive number, got {threshold}")

@@ -83,7 +83,7 @@ def _choice(model: nn.Module, layers: Layers) -> dict[str, tuple[str, bool]]:
     """As `resolve`: name -> (module path, whether it was asked for by its own name)."""
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(
-            "models: expected a module that Python runs, got a scripted or traced one; pass what it is made from"
+            "models: expected a module that Python runs, got a scripted or traced one; pass its source module"
         )
     modules, study = _modules(model), {}
     try:
@@ -100,13 +100,11 @@ def _choice(model: nn.Module, layers: Layers) -> dict[str, tuple[str, bool]]:
     chosen: dict[str, tuple[str, bool]] = {}
     unknown = []
     for name, what in layers.items() if isinstance(layers, Mapping) else [(item, item) for item in layers]:
-        if not isinstance(what, (str, type)):
+        if not isinstance(what, (str, type)) or not isinstance(name, (str, type)):
             raise TypeError(f"layers: expected names, patterns or module types, got {what!r}")
         if isinstance(what, type) or what == "all" or "*" in what:
             fits = _matcher(what)
-            several = {
-                n: (path, False) for path, n in names.items() if fits(modules[path], n) or fits(modules[path], path)
-            }
+            several = {n: (path, False) for path, n in names.items() if fits(modules[path], path, n)}
             chosen = several | chosen
             unknown += [] if several else [repr(what)]
             continue
@@ -127,12 +125,12 @@ def _choice(model: nn.Module, layers: Layers) -> dict[str, tuple[str, bool]]:
     return chosen
 
 
-def _matcher(what: str | type) -> Callable[[nn.Module, str], bool]:
-    """Whether a module is of this type, or its name fits this pattern."""
+def _matcher(what: str | type) -> Callable[..., bool]:
+    """Whether a module is of this type, or one of its names fits this pattern."""
     if isinstance(what, type):
-        return lambda module, name: isinstance(module, what)
+        return lambda module, *names: isinstance(module, what)
     pattern = ".*" if what == "all" else re.escape(what).replace(r"\*\*", ".*").replace(r"\*", "[^.]*")
-    return lambda module, name: re.fullmatch(pattern, name) is not None
+    return lambda module, *names: any(re.fullmatch(pattern, name) for name in names)
 
 
 @contextmanager
@@ -205,10 +203,9 @@ def _miscalled(path: str, calls: int) -> str | None:
 
 
 def _tensor(output: object) -> Tensor | None:
-    parts = list(output.values()) if isinstance(output, Mapping) else output
-    return next(
-        (part for part in (parts if isinstance(parts, (tuple, list)) else [parts]) if isinstance(part, Tensor)), None
-    )
+    output = output.values() if isinstance(output, Mapping) else output
+    parts = output if isinstance(output, Iterable) and not isinstance(output, Tensor) else (output,)
+    return next((part for part in parts if isinstance(part, Tensor)), None)
 
 
 # ----------------------------------------------------------------------------------------------------------- features
@@ -224,13 +221,8 @@ def survey(
 ) -> dict[str, Tap]:
     """The layers to tap, tried on three images of a batch: what cannot be used is told at once, before any long work.
 
-    Args:
-        layers: as for `resolve`. Of those that "all", a pattern or a type stands for, what is never called or gives no
-            row an image is left out, and named in a warning; what is called k times becomes `path@1` to `path@k`.
-        reduction, transform: as for `pooled`.
-
-    Raises:
-        ValueError, TypeError: as `resolve`; all layers that cannot be used; a network that refuses the images.
+    Of those that "all", a pattern or a type stands for, what is never called or gives no row an image is left out, and named
+    in a warning; what is called k times becomes `path@1` to `path@k`. Raises as `pooled`.
     """
     model = unwrapped(model)
     wanted, modules, names = _choice(model, layers), _modules(model), defaultdict(list)
@@ -238,12 +230,8 @@ def survey(
         raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)} or a function, got {reduction!r}")
     for name, (path, _) in wanted.items():
         names[modules[path.partition("@")[0]]].append(name)
-    known: list[
-        tuple[nn.Module, int, torch.Size]
-    ] = []  # modules of known types, their channels' dimension and output's shape
-    tried: list[
-        tuple[str, int, Callable | str]
-    ] = []  # name, call, and what makes rows of the output or what is wrong with it
+    known: list[tuple[nn.Module, int, torch.Size]] = []  # as `_channels` keeps them
+    tried: list[tuple[str, int, Callable | str]] = []  # name, call, what makes rows of the output or what is wrong
     calls: Counter[str] = Counter()
 
     def attempt(module: nn.Module, args: object, output: object) -> None:
@@ -274,9 +262,11 @@ def survey(
     faults: dict[str, list[str]] = defaultdict(list)  # what is wrong -> names
     for name, call, reduce in tried:
         path, asked = wanted[name]
+        if path.partition("@")[2] not in ("", str(call)):
+            continue
         if isinstance(reduce, str):
             faults[reduce].append(name)
-        elif path.partition("@")[2] in ("", str(call)):
+        else:
             suffix = "" if asked or calls[name] == 1 else f"@{call}"
             taps[name + suffix] = Tap(path + suffix, reduce)
     for name, (path, asked) in wanted.items():
@@ -342,9 +332,7 @@ def _reducer(reduction: Reduction, axis: int | None, x: Tensor | None) -> Callab
     return reduce
 
 
-def run(
-    model: nn.Module, taps: Mapping[str, Tap], inputs: Inputs, keep: Callable[[str, Tensor], None] | None = None
-) -> None:
+def run(model: nn.Module, taps: Mapping[str, Tap], inputs: Inputs, keep: Callable | None = None) -> None:
     """One forward pass, of one tensor or of several by keyword, that calls `keep(layer, rows)`."""
     paths = {name: tap.path for name, tap in taps.items()}
     with tapped(model, paths, lambda name, output: keep(name, taps[name].reduce(output))):
@@ -400,17 +388,14 @@ def as_tensor(value: object, name: str) -> Tensor:
     if not isinstance(value, Tensor):
         kind = type(value).__name__
         if isinstance(value, (list, tuple)) and any(isinstance(part, Tensor) for part in value):
-            raise TypeError(
-                f"{name}: expected one tensor, got a {kind} of {len(value)}; torch.stack(...) or torch.cat(...) them"
-            )
+            raise TypeError(f"{name}: expected one tensor, got a {kind} of {len(value)}; torch.stack(...) them")
         try:
             array = np.asarray(value)
         except Exception as error:  # rows of unequal length, an array on an accelerator
             raise TypeError(f"{name}: expected a tensor or an array of numbers, got {kind}: {error}") from error
         if array.dtype.kind not in "biuf":
-            raise TypeError(
-                f"{name}: expected numbers, got {kind} of {array.dtype}; pd.factorize(...)[0] makes numbers of names"
-            )
+            remedy = "pd.factorize(...)[0] makes numbers of names"
+            raise TypeError(f"{name}: expected numbers, got {kind} of {array.dtype}; {remedy}")
         plain = array.dtype.name in ("bool", "uint8", "float16", "float32")
         dtype = array.dtype.name if plain else "float64" if array.dtype.kind == "f" else "int64"
         return torch.from_numpy(np.array(array, dtype=dtype, order="C"))
@@ -488,9 +473,7 @@ def network_input(images: Inputs, model: nn.Module, transform: Callable[[Inputs]
     return _each(lambda x: x.to(device=device, dtype=dtype) if x.is_floating_point() else x, images)
 
 
-def batches(
-    images: object, size: int, *, least: int = 1, labels: bool = True
-) -> Iterator[tuple[Inputs, Tensor | None]]:
+def batches(images: object, size: int, least: int = 1, labels: bool = True) -> Iterator[tuple[Inputs, Tensor | None]]:
     """(inputs, labels or None) of each batch: of a tensor or array, nearly equal parts of at most `size` rows; of a loader
     its batches as they come, those of fewer than `least` rows joined to the batch before.
 
@@ -527,7 +510,7 @@ def batches(
             held = both, None if y is None else torch.cat([held[1], y])
         except (RuntimeError, TypeError, KeyError) as error:
             raise ValueError(
-                f"images: batch {i} is small and cannot join the one before ({error}); use drop_last"
+                f"images: batch {i} is too small, and cannot be joined ({error}); use drop_last"
             ) from error
     if held is None or rows(held[0]) < least:
         raise ValueError(f"images: expected at least {least}, got {'none' if held is None else rows(held[0])}")
@@ -548,7 +531,13 @@ def _unpacked(batch: object, labelled: bool, i: int) -> tuple[Inputs, Tensor | N
     first = next(iter(x.values()), None) if isinstance(x, dict) else x
     shape = tuple(first.shape) if isinstance(first, Tensor) else ()
     if len(shape) < 2 or shape[0] == 0 or (len(shape) == 3 and shape[0] in (1, 3)):
-        got = f"shape {shape}" if shape else ", ".join(batch) if isinstance(batch, Mapping) else type(x).__name__
+        got = (
+            f"shape {shape}"
+            if shape
+            else ", ".join(map(str, batch))
+            if isinstance(batch, Mapping)
+            else type(x).__name__
+        )
         raise ValueError(
             f"images: expected batches (m, ...) as tensors, pairs (x, y) or dicts with {', '.join(IMAGE_KEYS)}, got {got} in "
             f"batch {i}; torch.stack(images) makes a batch of a list of images, DataLoader(dataset, batch_size) of a data set"

@@ -402,7 +402,7 @@ def test_networks_that_cannot_be_read_say_what_to_pass():
     x = noise(8, 3, 16, 16)
     traced = torch.jit.trace(build(width=4).eval(), x)
     for model in (torch.jit.script(build(width=4)), traced):
-        with pytest.raises(TypeError, match="scripted or traced.*pass what it is made from"):
+        with pytest.raises(TypeError, match="scripted or traced.*pass its source module"):
             compare({"m": model}, x, layers=["layer1.0"])
     holder = nn.Sequential()
     holder.add_module("encoder", build(width=4))
