@@ -19,23 +19,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 
-import numpy as np
 import torch
 from scipy.special import fdtrc
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 from tqdm import tqdm
 
-from repsim import store
+from repsim import store, taps
 from repsim.comparison import Comparison, Source
-from repsim.inputs import Inputs, as_features, as_labels, as_tensor, batches, check_order, network_input, rows
-from repsim.taps import Layers, Reduction, Tap, check_names, run, survey, tapped, tune_allocator
+from repsim.taps import Inputs, Layers, Reduction, as_features, as_labels, as_tensor
 
 ESTIMATORS = ("unbiased", "biased")
 VARIANTS = (*ESTIMATORS, "rbf", "trimmed")  # what one pass of `compare` can give
 KERNELS = ("linear", "rbf")
+LABELS, PIXELS = ("labels", "labels"), ("pixels", "pixels")  # sources
 
 
 def cka(x: Tensor, y: Tensor, *, estimator: str = "unbiased", kernel: str = "linear", threshold: float = 1.0) -> float:
@@ -53,17 +53,17 @@ def cka(x: Tensor, y: Tensor, *, estimator: str = "unbiased", kernel: str = "lin
     Raises:
         TypeError: no numbers. ValueError: different or fewer than 4 rows, NaN or infinity, unknown settings.
     """
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator: expected one of {', '.join(ESTIMATORS)}, got {estimator!r}")
-    if kernel not in KERNELS:
-        raise ValueError(f"kernel: expected one of {', '.join(KERNELS)}, got {kernel!r}")
-    _check_threshold(threshold)
+    for name, value, known in (("estimator", estimator, ESTIMATORS), ("kernel", kernel, KERNELS)):
+        if value not in known:
+            raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+    if not threshold > 0:
+        raise ValueError(f"threshold: expected a positive number, got {threshold}")
     x, y = (as_features(value, name, least=4) for name, value in (("x", x), ("y", y)))
-    for name, value in (("x", x), ("y", y)):
-        if value.ndim < 2:
-            raise ValueError(f"{name}: expected shape (n, p), got {tuple(value.shape)}; {name}[:, None] is one feature")
-    if len(x) != len(y):
-        raise ValueError(f"x, y: expected features of the same images, got {len(x)} and {len(y)} rows")
+    if x.ndim < 2 or y.ndim < 2 or len(x) != len(y):
+        raise ValueError(
+            f"x, y: expected features (n, p) and (n, q) of the same images, got {tuple(x.shape)} and {tuple(y.shape)}; "
+            "x[:, None] makes one feature of numbers"
+        )
     centred = []
     for value in (x, y):
         gram, raw = centred_gram(flat(exact(value)))
@@ -86,19 +86,15 @@ def compare(
     labels: Tensor | bool | None = None,
     views: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]] | None = None,
     features: Mapping[str, Tensor | Mapping[str, Tensor]] | None = None,
-    ids: Mapping[str, Sequence] | None = None,
     pixels: bool = False,
     layers: Layers | Mapping[str, Layers] = None,
-    reduction: Reduction | Mapping[str, Reduction] = "none",
-    channels: int | Mapping[str, int] | None = None,
+    reduction: Reduction = "none",
     estimators: Sequence[str] = ("unbiased",),
     threshold: float = 1.0,
     leave_out: Tensor | Sequence[int] | None = None,
     batch_size: int = 128,
     folds: int = 20,
     transform: Callable[[Inputs], Inputs] | Mapping[str, Callable[[Inputs], Inputs]] | None = None,
-    input_key: str | Sequence[str] | None = None,
-    autocast: torch.dtype | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Comparison:
@@ -106,133 +102,110 @@ def compare(
 
     Every network sees a batch before the next one is read: two orders of the images cannot get mixed up. Memory is flat in
     their number: one batch, one layer's activations, a Gram (batch, batch) a source and `folds` matrices (sources,
-    sources). Only images of one batch are compared with each other. So the order must be random: where it is that of the
-    classes (an ImageFolder without shuffle), what distinguishes classes is never seen, and a warning says so. Layers are
-    tried on three images first.
+    sources). Only images of one batch are compared with each other, so their order must be random: a warning says where it
+    is that of the classes. Under torch.autocast the networks run in half precision, Grams stay in float32.
 
     Args:
         models: name -> network, used on its device in eval mode and left as it was. Without any, features are compared.
-        images: uint8 (n, 3, h, w) or (n, 1, h, w), brought into the study's scale, or float, given as they are; or a loader
-            (any iterable) of tensors, (x, y) pairs or dicts, read once (`repsim.inputs.batches`). A tensor is cut into
-            nearly equal batches of at most `batch_size`; `batch_size=n` gives the exact value of the full sample. A loader's
-            batches are taken as they come, but fewer than 4 images are joined to the batch before.
+        images: uint8 (n, 3, h, w) or (n, 1, h, w), brought into the study's scale, or float, given as they are, in nearly
+            equal batches of at most `batch_size` (`batch_size=n` gives the exact value of the full sample); or a loader, read
+            once, whose batches are taken as they come (`repsim.taps.batches`), fewer than 4 images with the batch before.
         labels: whole numbers (n,), the classes, or a row of numbers an image (n, c): the stream "labels". None takes them
             from a loader that has them, False leaves them out.
         views: name -> function of (images, generator), called once a batch, its result given to every network: the
             streams "network@view". The generator depends on `seed`, view and batch only.
         features: name -> (n, p), a stream each, or name -> {layer: (n, p)}; beside a loader in its order, which has to be
             that of its data set (the order of an IterableDataset cannot be checked).
-        ids: names of features, or "images", -> n names of the images, which have to be the same in the same order.
         pixels: add the stream "pixels".
-        layers: None, the study's layers; "all", names, module paths, patterns or types for all networks; or a mapping from
-            every network to those, or to {name: module path}. See `repsim.taps.resolve`.
-        reduction, channels: "none" compares whole activation maps; else as for `repsim.taps.pooled`.
+        layers: as for `repsim.taps.resolve`, for all networks; or a mapping from every network to those.
+        reduction: "none" compares whole activation maps; else as for `repsim.taps.pooled`.
         estimators: "unbiased", "biased"; "rbf", which is unbiased with an RBF kernel, whose bandwidth, `threshold` times the
             median distance, is each batch's own (classes are compared by equality); "trimmed", unbiased without the images
             `leave_out`, positions in the order of the pass.
         folds: batch i belongs to fold i % folds; intervals come from leaving out each fold in turn.
         transform: makes a network's input of a batch, for all networks or by name; views are given as they are.
-        input_key: where the images are in a loader's dicts, see `repsim.inputs.batches`.
-        autocast: a dtype (torch.bfloat16) in which the networks run under torch.autocast. Grams stay in float32.
 
     Returns:
         A `Comparison`. Layers that are constant over the images are undefined (NaN) in it, and a warning names them.
 
     Raises:
-        ValueError, TypeError: an argument that cannot be used; fewer than 4 images; NaN or infinite activations (network,
-            layer and batch are named); layers that are unknown, never called, or called twice in a forward pass.
+        ValueError, TypeError: an argument that cannot be used, as `repsim.taps.survey` finds on three images too; fewer than
+            4 images; NaN or infinite activations (network, layer and batch are named).
     """
-    models, views, rows_of = dict(_mapping(models, "models")), dict(_mapping(views, "views")), _rows(features)
-    streams = dict.fromkeys(stream for stream, _ in rows_of)
-    _check(models, views, streams, layers, transform, batch_size, folds, estimators, threshold)
-    _check_ids(_mapping(ids, "ids"), rows_of)
+    models, views, features = ({} if value is None else value for value in (models, views, features))
+    _check(models, views, features, layers, transform, batch_size, folds, estimators, threshold)
+    given: dict[Source, Tensor] = {}
+    for name, value in features.items():
+        for layer, x in value.items() if isinstance(value, Mapping) else ((name, value),):
+            title = f"features, {name if layer == name else f'{name}/{layer}'}"
+            given[name, str(layer)] = as_features(x, title, least=4)
     if images is None:
-        if models or pixels or not rows_of:
+        if models or pixels or not given:
             raise TypeError("images: expected a tensor or a loader of batches, got None")
-        images = torch.zeros(len(next(iter(rows_of.values()))), 1)
+        images = torch.zeros(len(next(iter(given.values()))), 1)
     total = None
     if isinstance(images, Tensor) or hasattr(images, "__array__"):
         images = as_tensor(images, "images")
         total = len(images) if images.ndim else 0
-    if labels is not None and not isinstance(labels, bool):
-        rows_of["labels", "labels"], labels = as_labels(labels), False
-    elif labels and total is not None:
-        raise ValueError("labels: expected labels beside a tensor of images, got True")
-    if rows_of:
-        check_order(images, ", ".join(dict.fromkeys(stream for stream, _ in rows_of)))
+    if labels is not None and labels is not False:
+        given[LABELS], labels = as_labels(labels), False
+    if given and isinstance(images, DataLoader) and not isinstance(images.dataset, IterableDataset):
+        if type(getattr(images.batch_sampler or images, "sampler", None)) is not SequentialSampler:
+            raise ValueError(
+                f"{', '.join(stream for stream, _ in given)}: expected rows in the loader's order, got a loader that shuffles or "
+                "selects; DataLoader(torch.utils.data.Subset(dataset, order)) has an order in which to give the rows"
+            )
     dropped = torch.zeros(0, dtype=torch.int64) if leave_out is None else as_tensor(leave_out, "leave_out").cpu()
     if dropped.is_floating_point() or dropped.ndim != 1 or ("trimmed" in estimators) != (leave_out is not None):
         raise ValueError("leave_out: expected positions of images (k,), together with the estimator 'trimmed' alone")
     transforms = transform if isinstance(transform, Mapping) else dict.fromkeys(models, transform)
     device = next((p.device for model in models.values() for p in model.parameters()), torch.device("cpu"))
     exact_device = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
-    half = nullcontext() if autocast is None else torch.autocast(device.type, dtype=autocast)
-    settings = {"reduction": reduction, "channels": channels}
-    tune_allocator()
+    taps.tune_allocator()
 
     sums: HsicSums | None = None
     start = 0
-    pieces = batches(images, batch_size, least=4, input_key=input_key, labels=labels)
-    shown = {} if progress else {"disable": True}
-    for i, (x, y) in enumerate(tqdm(pieces, desc="compare", unit="batch", leave=False, **shown)):
-        stop = start + rows(x)
-        part = _slice(rows_of, start, stop, total)
-        y = part.pop(("labels", "labels"), y)
-        x = _finite(x, start, stop, tensor=bool(views) or pixels)
+    pieces = taps.batches(images, batch_size, least=4, labels=labels is None)
+    for i, (x, y) in enumerate(tqdm(pieces, desc="compare", unit="batch", leave=False, disable=not progress)):
+        stop = start + taps.rows(x)
+        _check_images(x, start, stop, tensor=bool(views) or pixels)
+        part = _slice(given, start, stop, total)
+        part = {LABELS: part.pop(LABELS, y), PIXELS: x.float() if pixels else None, **part}
+        part = {source: values for source, values in part.items() if values is not None}
         if sums is None:
-            taps = {}
+            tapped = {}
             for name, model in models.items():
                 wanted = layers[name] if isinstance(layers, Mapping) else layers
-                with half:
-                    taps[name] = survey(model, wanted, x, **settings, transform=transforms.get(name))
-            check_names(settings, {layer for layers_of in taps.values() for layer in layers_of})
-            sources = [(s, l) for m in models for s in (m, *(f"{m}@{v}" for v in views)) for l in taps[m]]
-            sources += [(s, s) for s in ["labels"] * (y is not None) + ["pixels"] * pixels] + list(part)
-            sums = HsicSums(sources, estimators, folds, exact_device, threshold)
-        keep = None
-        if "trimmed" in estimators:
-            keep = ~torch.isin(torch.arange(start, stop), dropped)
+                tapped[name] = taps.survey(model, wanted, x, reduction, transforms.get(name))
+            sources = [(s, l) for m in models for s in (m, *(f"{m}@{v}" for v in views)) for l in tapped[m]]
+            sums = HsicSums([*sources, *part], estimators, folds, exact_device, threshold)
+        keep = ~torch.isin(torch.arange(start, stop), dropped) if "trimmed" in estimators else None
         sums.begin_batch(stop - start, keep)
         x = {k: v.to(device) for k, v in x.items()} if isinstance(x, dict) else x.to(device, non_blocking=True)
         for view in (None, *views):
             seen = x if view is None else views[view](x, store.generator(seed, "views", view, i))
             for name, model in models.items():
                 stream = name if view is None else f"{name}@{view}"
-                given = network_input(seen, model, transforms.get(name) if view is None else None)
-                paths = {layer: tap.path for layer, tap in taps[name].items()}
-                with half, tapped(model, paths, partial(_add, sums, stream, taps[name])):
-                    run(model, given)
-        if y is not None:
-            (sums.add_classes if y.ndim == 1 else sums.add)(("labels", "labels"), y.to(exact_device))
-        if pixels:
-            sums.add(("pixels", "pixels"), x.float())
+                inputs = taps.network_input(seen, model, transforms.get(name) if view is None else None)
+                taps.run(model, tapped[name], inputs, partial(sums.add, stream))
         for source, values in part.items():
-            sums.add(source, values.to(exact_device))
+            add = sums.add_classes if source == LABELS and values.ndim == 1 else sums.add
+            add(*source, values.to(exact_device))
         sums.end_batch(i % folds, i)
         start = stop
-    _slice(rows_of, start, start, start)
-    return _result(sums)
-
-
-def _add(sums: HsicSums, stream: str, taps: Mapping[str, Tap], layer: str, output: Tensor) -> None:
-    sums.add((stream, layer), taps[layer].reduce(output))
-
-
-def _result(sums: HsicSums) -> Comparison:
-    """The sums as a Comparison, with a warning of what cannot be relied on."""
+    _slice(given, start, start, start)
     used = sums.weights > 0
     hsic = {estimator: sums.sums[e, used].cpu() for e, estimator in enumerate(sums.estimators)}
     result = Comparison.of(sums.row, hsic, sums.weights[used].cpu())
     if result.undefined:
         names = ", ".join(stream if stream == layer else f"{stream}/{layer}" for stream, layer in result.undefined)
-        warnings.warn(f"compare: undefined (NaN), being constant (self-HSIC not positive): {names}", stacklevel=4)
-    ordered = [stream for stream, means in sums.means.items() if means.p_value() < 1e-6]
-    if ordered:
+        warnings.warn(f"compare: undefined (NaN), being constant (self-HSIC not positive): {names}", stacklevel=3)
+    if ordered := [stream for stream, means in sums.means.items() if means.p_value() < 1e-6]:
         warnings.warn(
             f"compare: batches differ in their means far beyond chance ({', '.join(ordered)}): the images seem to be sorted, as "
             "by class. What distinguishes batches is never compared; put the images into one random order first, such as "
             "images[torch.randperm(n)], Subset(dataset, torch.randperm(n)) or DataLoader(..., shuffle=True)",
-            stacklevel=4,
+            stacklevel=3,
         )
     return result
 
@@ -331,14 +304,13 @@ class BatchMeans:
 
     def p_value(self) -> float:
         """Of an F test with the degrees of freedom of one column, which is too large for several: 1 if nothing is known."""
-        if self.batches < 2 or self.images <= self.batches:
+        between, within = self.batches - 1, self.images - self.batches  # degrees of freedom
+        if between < 1 or within < 1:
             return 1.0
-        squares, within = float(self.squares), float(self.within)
-        between = squares - float(self.sum @ self.sum) / self.images
-        if not between > 1e-10 * (squares + within):  # rounding
+        spread = float(self.squares) - float(self.sum @ self.sum) / self.images
+        if not spread > 1e-10 * float(self.squares + self.within):  # rounding
             return 1.0
-        freedom = self.batches - 1, self.images - self.batches
-        return float(fdtrc(*freedom, between / freedom[0] / max(within / freedom[1], 1e-300)))
+        return float(fdtrc(between, within, spread / between / max(float(self.within) / within, 1e-300)))
 
 
 class HsicSums:
@@ -349,12 +321,7 @@ class HsicSums:
     """
 
     def __init__(
-        self,
-        sources: Sequence[Source],
-        estimators: Sequence[str],
-        folds: int,
-        device: torch.device,
-        threshold: float = 1.0,
+        self, sources: Sequence[Source], estimators: Sequence[str], folds: int, device, threshold: float = 1.0
     ):
         self.row = {source: row for row, source in enumerate(sources)}
         self.estimators, self.threshold = tuple(estimators), threshold
@@ -375,62 +342,59 @@ class HsicSums:
         self.norms = self.sums.new_zeros(len(self.estimators), count)
         self.energy = self.sums.new_full((count,), float("nan"))
 
-    def add(self, source: Source, x: Tensor) -> None:
+    def add(self, stream: str, layer: str, x: Tensor) -> None:
         """Reduce features x (m, ...) to the centred Gram of their source."""
         if x.ndim == 0 or len(x) != self.images:
             raise ValueError(
-                f"{source[0]}: expected one row an image ({self.images}) from layer {source[1]!r}, got shape "
+                f"{stream}: expected one row an image ({self.images}) from layer {layer!r}, got shape "
                 f"{tuple(x.shape)}; tap a layer whose first dimension is the batch"
             )
         x = flat(x if x.is_floating_point() else x.double())
         x = x.cpu() if x.device.type == "mps" else x  # which has no float64
-        if self.last.get(source[0]) == source[1]:
-            self.means[source[0]].add(x)
-        row = self.row[source]
+        if self.last.get(stream) == layer:
+            self.means[stream].add(x)
+        row, cpu = self.row[stream, layer], x.device.type == "cpu"
         with _float32_products(x.device.type):
             # On an accelerator bandwidth is cheap and waiting for a number is not: features are always centred. Half
             # precision needs a cast, which the same pass makes.
-            if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not self.careful[row]:
+            if cpu and x.dtype in (torch.float32, torch.float64) and not self.careful[row]:
                 gram = product(x)
-                centred = {estimator: self._centred(gram, estimator) for estimator in self.estimators}
-                check = next((centred[e] for e in ESTIMATORS if e in centred), None)
-                check = centre(gram, "unbiased") if check is None else check
-                raw, remaining = (float(torch.linalg.vector_norm(k)) for k in (gram.fill_diagonal_(0), check))
+                self._store(row, gram)
+                known = [self.norms[self.estimators.index(e), row] for e in ESTIMATORS if e in self.estimators]
+                remaining = float(known[0] if known else torch.linalg.vector_norm(centre(gram, "unbiased")))
+                raw = self.energy[row] = torch.linalg.vector_norm(gram.fill_diagonal_(0))
                 # Rounding of K's entries averages out over m of them: |K| <= 4 m |U(K)| leaves CKA an error of about 1e-6.
                 # False for NaN, and where squares overflowed or vanished.
-                if 1e-28 < raw <= 4 * self.images * remaining < 1e36:
-                    return self._store(row, centred, raw)
+                if 1e-28 < float(raw) <= 4 * self.images * remaining < 1e36:
+                    return
                 self.careful[row] = True
-            gram, raw = centred_gram(x, scaled=x.device.type != "cpu")
-            if x.device.type == "cpu" and not 1e-20 < float(raw) < 1e36:
+            gram, raw = centred_gram(x, scaled=not cpu)
+            if cpu and not 1e-20 < float(raw) < 1e36:
                 gram, raw = centred_gram(x)
-        varies = gram.trace() > tolerance(x.dtype) * raw
-        self._store(row, {estimator: self._centred(gram, estimator) for estimator in self.estimators}, raw, varies)
+        self._store(row, gram)
+        self.norms[:, row] *= gram.trace() > tolerance(x.dtype) * raw  # a constant source has no HSIC
+        self.energy[row] = raw
 
-    def add_classes(self, source: Source, labels: Tensor) -> None:
+    def add_classes(self, stream: str, layer: str, labels: Tensor) -> None:
         """The Gram of one-hot labels (m,). RBF would make it another function of two values, with the same CKA."""
-        gram = (labels[:, None] == labels[None, :]).to(self.sums)
-        self.means[source[0]].add(labels[:, None])
-        centred = {e: self._centred(gram, "unbiased" if e == "rbf" else e) for e in self.estimators}
-        self._store(self.row[source], centred, 1.0)
+        self.means[stream].add(labels[:, None])
+        row = self.row[stream, layer]
+        self._store(row, (labels[:, None] == labels[None, :]).to(self.sums), classes=True)
+        self.energy[row] = 1.0
 
-    def _centred(self, gram: Tensor, estimator: str) -> Tensor:
-        if estimator == "rbf":
-            gram = rbf(gram.double(), self.threshold)
-        elif estimator == "trimmed":
-            if len(self.keep) < 4:
-                return gram.new_zeros(0, dtype=torch.float64)
-            gram = gram[self.keep][:, self.keep]
-        return centre(gram, "biased" if estimator == "biased" else "unbiased")
-
-    def _store(
-        self, row: int, centred: dict[str, Tensor], energy: Tensor | float, varies: Tensor | bool = True
-    ) -> None:
-        for e, gram in enumerate(centred.values()):
-            norm = torch.linalg.vector_norm(gram)
-            self.rows[e, row, : gram.numel()] = (gram / norm.clamp_min(1e-300)).flatten()
-            self.norms[e, row] = norm * varies
-        self.energy[row] = energy
+    def _store(self, row: int, gram: Tensor, classes: bool = False) -> None:
+        """Centre a Gram (m, m) for every estimator, as rows of norm 1 and their norms."""
+        for e, estimator in enumerate(self.estimators):
+            kernel = gram
+            if estimator == "rbf" and not classes:
+                kernel = rbf(gram.double(), self.threshold)
+            elif estimator == "trimmed":
+                if len(self.keep) < 4:
+                    continue
+                kernel = gram[self.keep][:, self.keep]
+            kernel = centre(kernel, "biased" if estimator == "biased" else "unbiased")
+            self.norms[e, row] = norm = torch.linalg.vector_norm(kernel)
+            self.rows[e, row, : kernel.numel()] = (kernel / norm.clamp_min(1e-300)).flatten()
 
     def end_batch(self, fold: int, batch: int) -> None:
         """Add the HSIC of all pairs to a fold. Raises ValueError, naming the source, if one was not finite."""
@@ -458,61 +422,48 @@ class HsicSums:
 def _float32_products(device: str) -> Iterator[None]:
     """Products of float32 in float32, whatever the caller chose for the networks (autocast, TF32)."""
     before = torch.get_float32_matmul_precision()
-    with torch.autocast(device, enabled=False):
-        if before == "highest":
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device, enabled=False):
             yield
-            return
-        torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
-def _mapping(value: object, name: str) -> Mapping:
-    if value is not None and not isinstance(value, Mapping):
-        raise TypeError(f"{name}: expected a dict by name, such as {{'mine': ...}}, got {type(value).__name__}")
-    return value or {}
-
-
-def _rows(features: object) -> dict[Source, Tensor]:
-    """The sources that are given as features (n, p), all of the same n images."""
-    sources = {}
-    for name, value in _mapping(features, "features").items():
-        for layer, x in value.items() if isinstance(value, Mapping) else ((name, value),):
-            sources[name, str(layer)] = as_features(
-                x, f"features, {name if layer == name else f'{name}/{layer}'}", least=4
-            )
-    return sources
-
-
-def _slice(rows_of: Mapping[Source, Tensor], start: int, stop: int, total: int | None) -> dict[Source, Tensor]:
+def _slice(given: Mapping[Source, Tensor], start: int, stop: int, total: int | None) -> dict[Source, Tensor]:
     """The rows of this batch; a source with fewer rows than images seen, or with others than there are, is refused."""
-    for (stream, layer), x in rows_of.items():
+    for (stream, layer), x in given.items():
         if len(x) < stop or (total is not None and len(x) != total):
             name = stream if stream == layer else f"{stream}/{layer}"
             raise ValueError(f"{name}: expected one row an image, got {len(x)} for {total or f'{stop} or more'} images")
-    return {source: x[start:stop] for source, x in rows_of.items()}
+    return {source: x[start:stop] for source, x in given.items()}
 
 
-def _finite(x: Inputs, start: int, stop: int, tensor: bool) -> Inputs:
+def _check_images(x: Inputs, start: int, stop: int, tensor: bool) -> None:
     if tensor and not isinstance(x, Tensor):
-        raise ValueError("views, pixels: expected batches of one tensor, got a dict; name its images by input_key=")
+        raise ValueError("views, pixels: expected batches of one tensor, got a dict; give its images alone")
     for value in [x] if isinstance(x, Tensor) else x.values():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise ValueError(f"images: expected finite values, got NaN or infinity in rows {start} to {stop - 1}")
-    return x
 
 
-def _check(models, views, streams, layers, transform, batch_size, folds, estimators, threshold) -> None:
+def _check(models, views, features, layers, transform, batch_size, folds, estimators, threshold) -> None:
     """All that can be checked before the first image."""
-    if not models and not streams:
+    for name, value in (("models", models), ("views", views), ("features", features)):
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{name}: expected a dict by name, such as {{'mine': ...}}, got {type(value).__name__}")
+    if not models and not features:
         raise TypeError("models: expected a dict of at least one named network, or features, got none")
-    for name in (*models, *streams):
-        if not isinstance(name, str) or "@" in name or name in ("labels", "pixels"):
-            raise ValueError(f'models, features: expected names without "@", not "labels" or "pixels", got {name!r}')
-    if taken := [name for name in streams if name in models]:
-        raise ValueError(f"features: expected a name that is not taken, got {taken[0]!r}")
+    for name in (*models, *features):
+        if (
+            not isinstance(name, str)
+            or "@" in name
+            or name in ("labels", "pixels")
+            or (name in models and name in features)
+        ):
+            raise ValueError(
+                f'models, features: expected different names without "@", not "labels" or "pixels", got {name!r}'
+            )
     for name, model in models.items():
         if not isinstance(model, nn.Module):
             raise TypeError(f"models: expected {name!r} to be a torch module, got {type(model).__name__}")
@@ -529,27 +480,5 @@ def _check(models, views, streams, layers, transform, batch_size, folds, estimat
         raise ValueError(f"batch_size, folds: expected at least 4 and 2, got {batch_size} and {folds}")
     if isinstance(estimators, str) or not estimators or not set(estimators) <= set(VARIANTS):
         raise ValueError(f"estimators: expected some of {', '.join(VARIANTS)}, got {estimators!r}")
-    _check_threshold(threshold)
-
-
-def _check_threshold(threshold: float) -> None:
     if not threshold > 0:
         raise ValueError(f"threshold: expected a positive number, got {threshold}")
-
-
-def _check_ids(ids: Mapping[str, Sequence], rows_of: Mapping[Source, Tensor]) -> None:
-    """That all names of images are the same, in the same order, and as many as there are rows."""
-    lists = {name: np.asarray(value).tolist() for name, value in ids.items()}
-    counts = {stream: len(x) for (stream, _), x in rows_of.items()}
-    for name, value in lists.items():
-        if name not in counts and name != "images":
-            raise ValueError(f"ids: expected names of features, or images, got {name!r}")
-        if len(value) != counts.get(name, len(value)):
-            raise ValueError(f"ids: expected {counts[name]} for {name!r}, one a row, got {len(value)}")
-        first, order = next(iter(lists.items()))
-        if value != order:
-            i = next((i for i, pair in enumerate(zip(order, value)) if pair[0] != pair[1]), min(len(order), len(value)))
-            raise ValueError(
-                f"ids: expected the same images in the same order, but {name!r} differs from {first!r} at row {i}; sort the "
-                "rows of both by their ids, and drop those that only one of them has"
-            )

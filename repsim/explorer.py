@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from repsim import augment, charts, cka, store
 from repsim.charts import INK, Picture
 from repsim.comparison import Comparison
-from repsim.inputs import as_features, as_labels, as_tensor
-from repsim.taps import Layers, Reduction, pooled
+from repsim.taps import Layers, Reduction, as_features, as_labels, as_tensor, pooled
 
 K = 10  # neighbours of the mutual k-NN measure
 NEAREST = 5  # neighbours shown

@@ -69,19 +69,19 @@ class ResNet(TorchvisionResNet):
 
 def projection_head(features: int, hidden: int, outputs: int) -> nn.Sequential:
     """SimCLR's two-layer projection head (Chen et al. 2020): linear, batch norm, ReLU, linear."""
-    return nn.Sequential(
-        nn.Linear(features, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, outputs)
-    )
+    first, last = nn.Linear(features, hidden, bias=False), nn.Linear(hidden, outputs)
+    return nn.Sequential(first, nn.BatchNorm1d(hidden), nn.ReLU(), last)
 
 
 def check(architecture: str, *, width: int, stem: str, head: str, outputs: int, hidden: int | None) -> None:
     """ValueError: an unknown architecture, stem or head, or a width, outputs or hidden that is not positive."""
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"architecture: expected one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
-    if stem not in STEMS:
-        raise ValueError(f"stem: expected one of {', '.join(STEMS)}, got {stem!r}")
-    if head not in HEADS:
-        raise ValueError(f"head: expected one of {', '.join(HEADS)}, got {head!r}")
+    for name, value, known in (
+        ("architecture", architecture, ARCHITECTURES),
+        ("stem", stem, STEMS),
+        ("head", head, HEADS),
+    ):
+        if value not in known:
+            raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
     if width < 4 or width % 4:
         raise ValueError(f"width: expected a positive multiple of 4, got {width}")
     if outputs < 1 or (hidden is not None and hidden < 1):
@@ -118,10 +118,8 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ResNet(block, layers, width, stem, None)
-        if head == "linear":
-            model.fc = nn.Linear(features, outputs)
-        else:
-            model.fc = projection_head(features, hidden or features, outputs)
+        linear = head == "linear"
+        model.fc = nn.Linear(features, outputs) if linear else projection_head(features, hidden or features, outputs)
     model.features = features
     return model
 
@@ -145,8 +143,7 @@ def layer_paths(model: nn.Module) -> dict[str, str]:
             paths[f"{stage}.{index}"] = f"{stage}.{index}"
     paths["pool"] = "avgpool"
     if isinstance(model.fc, nn.Sequential):
-        paths["head.hidden"] = "fc.2"
-        paths["head"] = "fc.3"
+        paths |= {"head.hidden": "fc.2", "head": "fc.3"}
     elif not isinstance(model.fc, nn.Identity):
         paths["head"] = "fc"
     return paths

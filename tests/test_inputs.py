@@ -123,15 +123,10 @@ def test_means_are_over_positions_wherever_the_channels_are(name):
 
 def test_channels_that_are_not_known_are_refused_and_may_be_told():
     model, x, path = convnext(8).eval(), noise(6, 3, 32, 32), "features.1"  # the block's output is (n, 8, 8, 8)
-    with pytest.raises(ValueError, match=r"'features.1': of shape \(3, 8, 8, 8\).*channels=1 or -1"):
+    with pytest.raises(ValueError, match=r"'features.1': of shape \(3, 8, 8, 8\).*reduction=.none'.*lambda x: x.mean"):
         pooled(model, x, [path])
     full = output(model, path, x)
-    for channels in (1, {path: 1}, -3):
-        torch.testing.assert_close(pooled(model, x, [path], channels=channels)[path], full.mean((2, 3)))
-    torch.testing.assert_close(pooled(model, x, [path], channels=-1)[path], full.mean((1, 2)))
-    for channels in (0, 4, 1.5):
-        with pytest.raises(ValueError, match="channels="):
-            pooled(model, x, [path], channels=channels)
+    torch.testing.assert_close(pooled(model, x, [path], reduction=lambda y: y.mean((2, 3)))[path], full.mean((2, 3)))
     odd = nn.Sequential(nn.Unflatten(1, (2, 3, 4)))
     with pytest.raises(ValueError, match="not known"):
         pooled(odd, noise(5, 24), ["0"])
@@ -152,21 +147,12 @@ def test_tokens_may_be_chosen():
         assert got["heads"].shape == (9, 10) or callable(reduction)
         value = quiet({"a": model}, x, layers=[layer], reduction=reduction, features={"f": expected}, batch_size=9)
         assert value.matrix("a", "f").iloc[0, 0] == pytest.approx(1, abs=1e-6)
-    several = pooled(model, x, [layer, "heads"], reduction={layer: "cls"})
-    torch.testing.assert_close(several[layer], full[:, 0])
     for reduction, match in (
         ("max", "reduction: expected one of mean, cls, none"),
         (lambda out: out.sum(), "one row an image"),
     ):
         with pytest.raises(ValueError, match=match):
             pooled(model, x, [layer], reduction=reduction)
-    for settings in ({"reduction": {"encoder": "cls"}}, {"channels": {"encoder": 1}}):
-        for call in (
-            lambda s=settings: pooled(model, x, [layer], **s),
-            lambda s=settings: compare({"a": model}, x, layers=[layer], **s),
-        ):
-            with pytest.raises(ValueError, match=r"expected names of layers \(encoder.ln\), got 'encoder'"):
-                call()
     with pytest.raises(ValueError, match=r"'encoder.ln': of shape \(3, 17, 32\), which its reduction refuses"):
         pooled(model, x, [layer], reduction=lambda out: out @ out)
     with pytest.raises(ValueError, match="no first token"):
@@ -283,13 +269,17 @@ def test_labels_of_any_kind_are_used(y):
 @pytest.mark.parametrize(
     "labels, error, match",
     [
-        (Y.float(), ValueError, r"labels.long\(\) if they are classes, labels\[:, None\] if quantities"),
+        (
+            Y.float(),
+            ValueError,
+            r"labels.flatten\(\).long\(\) if they are classes, labels.float\(\)\[:, None\] if quantities",
+        ),
         (np.linspace(0, 1, 48), ValueError, "expected whole numbers"),
-        (Y[:, None], ValueError, r"labels.squeeze\(1\) if they are classes"),
+        (Y[:, None], ValueError, r"labels.flatten\(\).long\(\) if they are classes"),
         (["cat"] * 48, TypeError, r"labels: expected numbers, got list of <U3; pd.factorize"),
         (pd.Series(["cat", "dog"] * 24), TypeError, "labels: expected numbers, got Series"),
         ([torch.tensor(1)] * 48, TypeError, "labels: expected one tensor, got a list of 48; torch.stack"),
-        ("labels", TypeError, "labels: expected a tensor or an array of numbers, got str"),
+        ("labels", TypeError, "labels: expected numbers, got str"),
         (Y.to_sparse(), TypeError, "labels: expected a dense tensor"),
     ],
 )
@@ -308,12 +298,12 @@ def test_targets_of_a_regression_in_a_loader_are_refused_with_both_remedies():
 @pytest.mark.parametrize(
     "images, error, match",
     [
-        (list(X), ValueError, r"got shape \(3, 8, 8\) in batch 0, one image; torch.stack\(images\)"),
+        (list(X), ValueError, r"got shape \(3, 8, 8\) in batch 0; torch.stack\(images\)"),
         (Counted(), TypeError, r"got Counted; .*DataLoader\(dataset, batch_size\)"),
-        (iter(Stream()), ValueError, r"one image; .*DataLoader\(dataset, batch_size\)"),
-        (DataLoader(Counted(), batch_size=None), ValueError, "one image"),
-        ([Image.new("RGB", (8, 8))] * 4, TypeError, "got Image in batch 0; torch.stack"),
-        ([["a.png", "b.png"]], TypeError, r"images: expected tensors .* got str in batch 0; torch.stack"),
+        (iter(Stream()), ValueError, r"in batch 0; .*DataLoader\(dataset, batch_size\)"),
+        (DataLoader(Counted(), batch_size=None), ValueError, "got shape .* in batch 0"),
+        ([Image.new("RGB", (8, 8))] * 4, ValueError, "got Image in batch 0; torch.stack"),
+        ([["a.png", "b.png"]], ValueError, r"images: expected batches .* got str in batch 0; torch.stack"),
         (X.permute(0, 2, 3, 1).mul(255).byte(), ValueError, r"images.permute\(0, 3, 1, 2\) puts channels first"),
         (
             X.expand(-1, -1, 8, 8)[:, :1],
@@ -349,22 +339,13 @@ def test_features_alone_have_layers_and_intervals():
     x, y = x[order], y[order]
     clip = {"early": x.numpy(), "late": pd.DataFrame(x.numpy()).clip(0)}
     dino = {"block": x.tanh()[:, :, None], 3: x[:, :5].tolist()}
-    ids = [f"image-{i}" for i in order.tolist()]
-    names = {"clip": ids, "dino": np.array(ids), "images": pd.Series(ids)}
-    got = quiet(features={"clip": clip, "dino": dino}, labels=y.numpy(), ids=names, batch_size=20)
+    got = quiet(features={"clip": clip, "dino": dino}, labels=y.numpy(), batch_size=20)
     assert got.streams == ("labels", "clip", "dino") and got.layers("dino") == ["block", "3"]
     assert got.table("clip", "dino")[["low", "high"]].notna().all(axis=None)
     whole = quiet(features={"clip": clip, "dino": dino}, batch_size=200).matrix("clip", "dino")
     for a, x_a in clip.items():
         for b, x_b in dino.items():
             assert whole.loc[a, str(b)] == pytest.approx(cka(x_a, x_b), abs=1e-5)
-    for names, match in (
-        ({"clip": ids, "dino": ids[::-1]}, "'dino' differs from 'clip' at row 0"),
-        ({"clip": ids[:-1]}, "expected 200 for 'clip', one a row, got 199"),
-        ({"bert": ids}, "ids: expected names of features, or images, got 'bert'"),
-    ):
-        with pytest.raises(ValueError, match=match):
-            compare(features={"clip": clip, "dino": dino}, ids=names)
     for features, match in (
         ({"clip": clip, "dino": {"block": x[:100]}}, "dino/block: expected one row an image, got 100 for 200"),
         ({"clip": {"early": x / 0}}, "features, clip/early: expected finite values"),
@@ -421,7 +402,7 @@ def test_networks_that_cannot_be_read_say_what_to_pass():
     x = noise(8, 3, 16, 16)
     traced = torch.jit.trace(build(width=4).eval(), x)
     for model in (torch.jit.script(build(width=4)), traced):
-        with pytest.raises(TypeError, match="scripted or traced.*pass the module that it was made from"):
+        with pytest.raises(TypeError, match="scripted or traced.*pass its source module"):
             compare({"m": model}, x, layers=["layer1.0"])
     holder = nn.Sequential()
     holder.add_module("encoder", build(width=4))
@@ -438,7 +419,7 @@ def test_networks_that_cannot_be_read_say_what_to_pass():
             return self.blocks[1](self.blocks[0](x))
 
     with pytest.raises(
-        ValueError, match=r"'blocks': never called in a forward pass; name modules within, as by 'blocks\.\*'"
+        ValueError, match=r"'blocks': never called in a forward pass; name modules within it, as by PATH\.\*"
     ):
         compare({"m": Parts()}, noise(8, 4), layers=["blocks"])
     assert list(pooled(Parts(), noise(8, 4), ["blocks.*"])) == ["blocks.0", "blocks.1"]
@@ -529,7 +510,6 @@ def test_all_complaints_come_at_once():
         (["lay3r*"], ValueError, r"got 'lay3r\*'"),
         ([nn.LSTM], ValueError, "LSTM"),
         ([3], TypeError, "names, patterns or module types, got 3"),
-        ("pool", TypeError, r"write \['pool'\]"),
     ):
         with pytest.raises(error, match=match):
             resolve(model, layers)
@@ -567,8 +547,10 @@ def test_a_loaders_dicts_are_given_whole():
     assert result.matrix("t", "f").loc["out", "f"] == pytest.approx(1, abs=1e-6)
     scaled = [batch | {"scale": torch.full((10,), 2.0)} for batch in loader]
     torch.testing.assert_close(pooled(model, scaled, {"out": ""}, reduction="cls")["out"], 2 * full[:, 0])
-    keys = ["input_ids", "attention_mask"]
-    torch.testing.assert_close(pooled(model, scaled, {"out": ""}, reduction="cls", input_key=keys)["out"], full[:, 0])
+    plain = pooled(
+        model, scaled, {"out": ""}, reduction="cls", transform=lambda x: {k: x[k] for k in loader[0] if k in x}
+    )
+    torch.testing.assert_close(plain["out"], full[:, 0])
     with pytest.raises(ValueError, match="views, pixels: expected batches of one tensor, got a dict"):
         compare({"t": model}, loader, layers=["embed"], pixels=True)
     one = {"t": nn.Sequential(nn.Embedding(20, 6))}
@@ -578,7 +560,7 @@ def test_a_loaders_dicts_are_given_whole():
 
 def test_a_survey_spares_buffers_and_hooks():
     net = Buffers().train()
-    taps = survey(net, {"mine": "layer"}, noise(1, 3, 4, 4))
+    taps = survey(net, {"mine": "layer"}, noise(1, 3, 4, 4), "none")
     assert list(taps) == ["mine"] and taps["mine"].path == "layer" and net.training and net.count.tolist() == [0, 0]
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
