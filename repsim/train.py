@@ -337,7 +337,7 @@ def step_loss(
             with torch.no_grad():
                 targets = trainee.ema_copy(x).chunk(n)
     if rows != augment.ALL:
-        outputs = tuple(distributed.gathered(output) for output in outputs)
+        outputs = tuple(distributed.all_gather(output) for output in outputs)
     outputs, targets = (tuple(at_least_float32(output) for output in parts) for parts in (outputs, targets))
     features = found[0].chunk(n) if found else ()
     extra_module = trainee.extra_module if objective.extra_module else None
@@ -423,7 +423,7 @@ def train(
     def make(found: Trained | None = None) -> Trained:
         with _threads(settings.threads):
             report = progress if not distributed.rank() else False
-            return distributed.agree(found) or rounded(_train(settings, images, final, device, report))
+            return distributed.broadcast(found) or rounded(_train(settings, images, final, device, report))
 
     if distributed.rank():
         trained = make()  # unless rank 0 finds it
@@ -496,7 +496,7 @@ def _train(
     total = steps(settings, len(train_set))
     step, epoch_losses, history, before = _resume(final, trainee, optimizer, settings)
     begun -= before
-    network, rows = distributed.joined(model, device), distributed.share(settings.batch_size)
+    network, rows = distributed.data_parallel(model, device), distributed.rows_of_rank(settings.batch_size)
     saved, order = time.monotonic(), None
     per_step = settings.batch_size * OBJECTIVES[settings.objective].n_views
     bar = progress_bar(total * per_step, settings.name, **({} if progress is True else {"disable": True}))
@@ -584,7 +584,7 @@ def _checkpoint(final, trainee, optimizer, settings, step, epoch_losses, history
 
 def _resume(final, trainee, optimizer, settings) -> tuple[int, list[float], list[dict], float]:
     """Load the newest whole checkpoint into trainee and optimiser; step 0 if there is none."""
-    tensors, meta = distributed.agree(({}, {}) if distributed.rank() else _newest(final, settings))
+    tensors, meta = distributed.broadcast(({}, {}) if distributed.rank() else _newest(final, settings))
     if not meta:
         return 0, [], [], 0.0
     trainee.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("momentum.")})
