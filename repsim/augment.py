@@ -17,7 +17,6 @@ from torch import Generator, Tensor
 
 from repsim.data import as_input
 
-View = Callable[..., Tensor]
 ALL = slice(None)
 RATIO = (3 / 4, 4 / 3)  # of a crop, its width over its height
 GREY = (0.2989, 0.587, 0.114)  # of red, green, blue (ITU-R 601), as torchvision has it
@@ -87,7 +86,7 @@ def supervised(images: Tensor, generator: Generator, *, rows: slice = ALL) -> Te
 
 
 _alone = partial(partial, simclr, **{"scale": (1, 1), "flip": 0.0, "jitter_p": 0.0, "grayscale_p": 0.0})
-VIEWS: Mapping[str, View] = {
+VIEWS: Mapping[str, Callable[..., Tensor]] = {
     "none": lambda images, generator, rows=ALL: as_input(images[rows]),  # nothing is drawn
     "supervised": supervised,
     "simclr": simclr,

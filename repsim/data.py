@@ -364,8 +364,9 @@ def _folder(source: str | Path, root: Path, image_size: int | None) -> tuple[str
         lambda: _decode(paths, image_size),
         lambda path, images: store.save_tensors(path, {"images": images}, {"folder": str(folder), "size": image_size}),
     )
-    whole = ImageSet(images, torch.tensor(labels), classes)
-    return folder.name, whole.take(slice(len(train))), whole.take(slice(len(train), None))
+    sizes = [len(train), len(test)]
+    parts = zip(images.split(sizes), torch.tensor(labels).split(sizes))  # views: large folders are not copied
+    return folder.name, *(ImageSet(*part, classes) for part in parts)
 
 
 def _decode(paths: Sequence[str], image_size: int | None) -> Tensor:

@@ -4,9 +4,8 @@
 
 The class is the shape. Position, scale, rotation, colours and noise are independent of it; the background texture goes with
 it in a fraction `context` of the images, as natural objects come with contexts. Textures are turned and shifted at random, so
-that a linear classifier of the pixels does badly and a small ResNet does well. Pixels are made by correctly rounded
-operations only (+ - * / sqrt min max; the sine of an angle is taken in double precision and then rounded), so that they do
-not depend on the machine or on the number of threads.
+that a linear classifier of the pixels does badly and a small ResNet does well. Only correctly rounded operations (+ - * / sqrt
+min max; the sine in double precision and then rounded) make pixels, which no machine and number of threads change.
 """
 
 from __future__ import annotations
