@@ -1,15 +1,13 @@
 """Random views of whole batches, on the images' device: one draw per image, from an explicit generator.
 
-Each view is a function of images uint8 (n, c, h, w), c 3 or 1, and a generator, and gives network inputs float32 (n, c, h, w)
-in the scale of `repsim.data.as_input`; with `rows`, a slice, only these rows of the same. The draws follow torchvision's
-per-image transforms: RandomResizedCrop, RandomHorizontalFlip, ColorJitter (in the order brightness, contrast, saturation, hue,
-which torchvision shuffles), RandomGrayscale, and RandomCrop with padding. They are made on the generator's device: a CPU
-generator gives the same draws on every device.
+A view is a function of images uint8 (n, c, h, w), c 3 or 1, and a generator, and gives network inputs float32 (n, c, h, w) as
+`repsim.data.as_input` does; with `rows`, a slice, only these rows of the same. Draws follow torchvision's per-image transforms
+RandomResizedCrop, RandomHorizontalFlip, ColorJitter (in the order brightness, contrast, saturation, hue, which torchvision
+shuffles), RandomGrayscale, and RandomCrop. They are made on the generator's device: a CPU generator's are the same on all.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -19,8 +17,8 @@ from torch import Generator, Tensor
 
 from repsim.data import as_input
 
-View = Callable[..., Tensor]
 ALL = slice(None)
+RATIO = (3 / 4, 4 / 3)  # of a crop, its width over its height
 GREY = (0.2989, 0.587, 0.114)  # of red, green, blue (ITU-R 601), as torchvision has it
 
 
@@ -30,7 +28,6 @@ def simclr(
     *,
     rows: slice = ALL,
     scale: tuple[float, float] = (0.2, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
     flip: float = 0.5,
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1),
     jitter_p: float = 0.8,
@@ -39,7 +36,7 @@ def simclr(
     """SimCLR's views for small images (Chen et al. 2020, appendix B.9): resized crop, flip, colour jitter, grayscale, no blur.
 
     Args:
-        scale, ratio: range of the crop's fraction of the area ((1, 1): not cropped), and of its width over its height.
+        scale: range of the crop's fraction of the area; (1, 1): not cropped.
         flip, jitter_p, grayscale_p: probabilities.
         jitter: strengths of brightness, contrast, saturation (factors in 1 -+ strength) and hue (shift in -+ strength turns).
 
@@ -47,13 +44,16 @@ def simclr(
         TypeError: images that are not uint8; no generator.
         ValueError: images that are not (n, c, h, w); a range, strength or probability out of bounds.
     """
-    _check(images, generator, flip=flip, jitter_p=jitter_p, grayscale_p=grayscale_p)
-    if not (len(scale) == len(ratio) == 2 and 0 < scale[0] <= scale[1] <= 1 and 0 < ratio[0] <= ratio[1] < math.inf):
-        raise ValueError(f"scale, ratio: expected 0 < low <= high (scale at most 1), got {scale} and {ratio}")
+    _check(images, generator)
+    for name, value in {"flip": flip, "jitter_p": jitter_p, "grayscale_p": grayscale_p}.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}: expected a probability, got {value}")
+    if not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
+        raise ValueError(f"scale: expected 0 < low <= high <= 1, got {scale}")
     if not (len(jitter) == 4 and all(0 <= s <= 1 for s in jitter[:3]) and 0 <= jitter[3] <= 0.5):
         raise ValueError(f"jitter: expected 4 strengths, three of 0 to 1 and hue 0 to 0.5, got {jitter}")
     n, _, height, width = images.shape
-    draws = [crop_boxes(n, height, width, scale, ratio, generator), chosen(n, flip, generator)]
+    draws = [crop_boxes(n, height, width, scale, RATIO, generator), chosen(n, flip, generator)]
     draws += jitter_factors(n, jitter, jitter_p, generator) if jitter_p else ()
     coloured = ~chosen(n, grayscale_p, generator) if grayscale_p else None
     boxes, mirrored, *factors = (draw[rows].to(images.device) for draw in draws)
@@ -68,28 +68,25 @@ def simclr(
     return x.mul_(4).sub_(2)
 
 
-def supervised(
-    images: Tensor, generator: Generator, *, rows: slice = ALL, padding: int = 4, flip: float = 0.5
-) -> Tensor:
-    """The usual views of supervised training on small images: a crop shifted by up to `padding` pixels, and a flip.
+def supervised(images: Tensor, generator: Generator, *, rows: slice = ALL) -> Tensor:
+    """The usual views of supervised training on small images: a crop shifted by up to 4 pixels, over black, and a flip.
 
     Raises as `simclr` does.
     """
-    _check(images, generator, flip=flip)
-    if not (isinstance(padding, int) and padding >= 0):
-        raise ValueError(f"padding: expected 0 or more whole pixels, got {padding}")
+    _check(images, generator)
     n, _, height, width = images.shape
-    shifts = torch.randint(0, 2 * padding + 1, (n, 2), generator=generator, device=generator.device)
-    mirrored = chosen(n, flip, generator)
+    shifts = torch.randint(0, 9, (n, 2), generator=generator, device=generator.device)
+    mirrored = chosen(n, 0.5, generator)
     images, shifts, mirrored = (tensor[rows].to(images.device) for tensor in (images, shifts, mirrored))
-    padded = F.pad(images, (padding,) * 4)  # with black, as torchvision's RandomCrop
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (n, c, top, left, h, w), nothing copied
+    windows = (
+        F.pad(images, (4,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+    )  # (n, c, top, left, h, w), nothing copied
     view = windows[torch.arange(len(images), device=images.device), :, shifts[:, 0], shifts[:, 1]]
     return as_input(mirror(view, mirrored))
 
 
 _alone = partial(partial, simclr, **{"scale": (1, 1), "flip": 0.0, "jitter_p": 0.0, "grayscale_p": 0.0})
-VIEWS: Mapping[str, View] = {
+VIEWS: Mapping[str, Callable[..., Tensor]] = {
     "none": lambda images, generator, rows=ALL: as_input(images[rows]),  # nothing is drawn
     "supervised": supervised,
     "simclr": simclr,
@@ -112,10 +109,7 @@ def chosen(n: int, probability: float, generator: Generator) -> Tensor:
 def crop_boxes(
     n: int, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], generator: Generator
 ) -> Tensor:
-    """(n, 4) top, left, height, width in whole pixels, as torchvision's RandomResizedCrop draws them.
-
-    Ten candidates per image, the first that fits; the largest central crop of an allowed ratio if none does.
-    """
+    """(n, 4) top, left, height, width in whole pixels: of ten candidates the first that fits, else the largest central one."""
     u = torch.rand(n, 10, 2, generator=generator, device=generator.device)
     area = height * width * (scale[0] + (scale[1] - scale[0]) * u[..., 0])
     aspect = ratio[0] * (ratio[1] / ratio[0]) ** u[..., 1]  # uniform in its logarithm
@@ -153,24 +147,20 @@ def turn(x: Tensor, turns: Tensor) -> Tensor:
 
 
 def crop(x: Tensor, boxes: Tensor, mirrored: Tensor) -> Tensor:
-    """Cut the boxes (n, 4: top, left, height, width) out of float images (n, c, h, w), mirror, and scale back, bilinearly.
-
-    Crops are only ever enlarged, so that this equals torchvision's resized_crop with and without antialiasing.
-    """
+    """Cut the boxes (n, 4: top, left, height, width) out of float images (n, c, h, w), mirror, and enlarge back, bilinearly."""
     n, _, height, width = x.shape
-    top, left, h, w = boxes.to(x.dtype).unbind(1)
-    rows, columns = _positions(top, h, height), _positions(left, w, width)
+
+    def positions(start: Tensor, length: Tensor, size: int) -> Tensor:
+        """(n, size): where each pixel of the enlarged crop lies along an axis of `size` pixels, -1 to 1 as in grid_sample."""
+        centres = (torch.arange(size, device=x.device, dtype=x.dtype) + 0.5) / size
+        pixel = (start + length * centres - 0.5).maximum(start).minimum(start + length - 1)  # never beyond the crop
+        return (2 * pixel + 1) / size - 1
+
+    top, left, h, w = boxes.to(x.dtype)[:, :, None].unbind(1)
+    rows, columns = positions(top, h, height), positions(left, w, width)
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     grid = torch.stack([columns[:, None].expand(n, height, width), rows[:, :, None].expand(n, height, width)], dim=-1)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
-
-
-def _positions(start: Tensor, length: Tensor, size: int) -> Tensor:
-    """(n, size): where along an axis of `size` pixels each pixel of the enlarged crop lies, -1 to 1 as in grid_sample."""
-    start, length = start[:, None], length[:, None]
-    centres = (torch.arange(size, device=start.device, dtype=start.dtype) + 0.5) / size
-    pixel = (start + length * centres - 0.5).maximum(start).minimum(start + length - 1)  # never beyond the crop
-    return (2 * pixel + 1) / size - 1
 
 
 def colour(x: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
@@ -210,14 +200,11 @@ def _turn_hue(x: Tensor, turns: Tensor) -> Tensor:
     return away.abs_().neg_().add_(2).clamp_(0, 1).mul_(chroma).add_(low)
 
 
-def _check(images: Tensor, generator: Generator, **probabilities: float) -> None:
-    for name, value, kind, hint in (
-        ("images", images, Tensor, "repsim.data.load"),
-        ("generator", generator, Generator, "repsim.store.generator"),
-    ):
-        if not isinstance(value, kind):
-            raise TypeError(f"{name}: expected a torch.{kind.__name__}, got {type(value).__name__}; see {hint}")
+def _check(images: Tensor, generator: Generator) -> None:
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images: expected a torch.Tensor, got {type(images).__name__}; see repsim.data.load")
+    if not isinstance(generator, Generator):
+        raise TypeError(
+            f"generator: expected a torch.Generator, got {type(generator).__name__}; see repsim.store.generator"
+        )
     as_input(images[:0] if images.ndim else images)  # refuses other types and shapes
-    for name, value in probabilities.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name}: expected a probability, got {value}")

@@ -1,8 +1,7 @@
 """Functions as jobs of a SLURM cluster, through submitit.
 
-What a job runs is pickled by reference: a function of a module of this checkout, called with plain values. The node needs
-the checkout, the Python environment and the folders of the study under the paths that they have here: a file system that
-all nodes share.
+A job's function is pickled by reference, so that the node needs the checkout, the Python environment and the folders of the
+study under the paths that they have here: a file system that all nodes share.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import submitit
 
 RESTARTS = 10  # how often a job may reach its time limit and go on
 ENDED = set(
-    "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED LAUNCH_FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED RECONFIG_FAIL REVOKED "
+    "BOOT_FAIL CANCELLED COMPLETED DEADLINE ENDED FAILED LAUNCH_FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED RECONFIG_FAIL REVOKED "
     "TIMEOUT".split()
 )
 
@@ -48,11 +47,11 @@ class Queue(submitit.slurm.slurm.SlurmInfoWatcher):
 
     def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
         text = string if isinstance(string, str) else string.decode()
-        listed = dict(line.split() for line in text.splitlines())
-        states = {
-            job: listed.get(job, "ENDED") for job in self._registered - self._finished
-        }  # SLURM forgets in minutes
-        return {job: {"State": state if state in ENDED | {"ENDED"} else "RUNNING"} for job, state in states.items()}
+        states = dict.fromkeys(
+            self._registered - self._finished, "ENDED"
+        )  # of those that SLURM has forgotten, in minutes
+        states |= dict(line.split() for line in text.splitlines())
+        return {job: {"State": state if state in ENDED else "RUNNING"} for job, state in states.items()}
 
 
 def slurm(
@@ -67,13 +66,9 @@ def slurm(
 ) -> submitit.SlurmExecutor:
     """Jobs of one process on this cluster, logged below `folder`, with these environment variables.
 
-    Args:
-        cpus, gpus, memory: their share of a node, memory in GB; without gpus none, without memory the cluster's default.
-        time: their limit in minutes, 240 if None; a job that it stops is queued again, up to `RESTARTS` times.
-        partition: where they run; the cluster's default if None.
-
-    Raises:
-        ValueError: SLURM's commands are not here.
+    They have so many CPUs and GPUs and so much memory (GB) of a node of the partition, or the cluster's defaults. A job that
+    reaches the limit of time (minutes, 240 if None) is queued again, up to `RESTARTS` times. Raises ValueError where SLURM's
+    commands are not.
     """
     for command in ("sbatch", "srun", "squeue", "scancel"):
         if shutil.which(command) is None:
@@ -92,7 +87,7 @@ def slurm(
 
 
 class Jobs:
-    """Calls of functions as jobs of an executor, from several threads; `cancel` ends those that still wait or run."""
+    """Calls of functions as jobs of an executor, from several threads."""
 
     def __init__(self, executor: submitit.Executor):
         self.executor, self.lock, self.submitted = executor, threading.Lock(), []
@@ -113,11 +108,10 @@ class Jobs:
         while not done:
             time.sleep(1)
             done = job.done()
-            lines = (job.stdout() or "").splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]
+            *whole, _ = (job.stdout() or "").split("\n")
             for line in whole[shown:]:
                 if line.startswith(name):
-                    print(line, end="", flush=True)
+                    print(line, flush=True)
             shown = len(whole)
         try:
             return job.result()
@@ -127,7 +121,7 @@ class Jobs:
             return f"job {job.job_id} ended without a result ({job.state}); its log: {job.paths.stderr}"
 
     def cancel(self) -> None:
-        """End all jobs that have not ended."""
+        """End all jobs that still wait or run."""
         for job in self.submitted:
             if not job.paths.result_pickle.exists():
                 job.cancel(check=False)

@@ -40,10 +40,7 @@ PARTS = ("train", "test")
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Images uint8 (n, c, h, w) of 3 or 1 channels, labels int64 (n,) that index `classes`, and, for embedded data, a row
-    of factors each (`repsim.shapes.draw_factors` says which).
-
-    Raises:
-        TypeError, ValueError: another dtype or shape, labels of another length, or labels that are no class's.
+    of factors each (`repsim.shapes.draw_factors`). TypeError or ValueError where they are of another dtype, shape or range.
     """
 
     images: Tensor
@@ -70,10 +67,7 @@ class ImageSet:
 
     def take(self, index: Tensor | Sequence[int] | slice) -> ImageSet:
         """The images at `index` (positions, a boolean mask or a slice), in that order."""
-        if isinstance(index, slice):
-            index = torch.arange(len(self))[index]
-        index = torch.as_tensor(index, device=self.images.device)
-        index = index if index.numel() else index.long()
+        index = torch.arange(len(self), device=self.images.device)[index]
         factors = None if self.factors is None else self.factors.iloc[index.cpu().numpy()].reset_index(drop=True)
         return dataclasses.replace(self, images=self.images[index], labels=self.labels[index], factors=factors)
 
@@ -107,10 +101,8 @@ def _check_images(images: Tensor) -> None:
 def as_input(images: Tensor) -> Tensor:
     """Network inputs: uint8 (n, c, h, w) -> float32 (x / 255 - 0.5) / 0.25, in [-2, 2], on the same device; c is 3 or 1.
 
-    The scale is fixed, no statistic of a data set, so that views and sets are all in one scale.
-
-    Raises:
-        TypeError, ValueError: not uint8, or not of shape (n, 3, h, w) or (n, 1, h, w).
+    The scale is fixed, no statistic of a data set, so that views and sets are all in one scale. TypeError or ValueError where
+    the images have another dtype or shape.
     """
     _check_images(images)
     return images.float().mul_(4 / 255).sub_(2)
@@ -180,7 +172,6 @@ def load(
     test_images: int | None = None,
     validation: float = 0.1,
     image_size: int | None = None,
-    channels: int = 3,
     context: float = 0.0,
     saturation: float = 1.0,
     seed: int = 0,
@@ -195,14 +186,13 @@ def load(
         test_images: images of the test set; None: all.
         validation: validation images per training image; they are cut from the training set, beside `train_images`.
         image_size: pixels a side; the shorter side is resized to it and the middle cut out. None: as the images are.
-        channels: 3, or 1 for grey images (luma, ITU-R 601).
         context, saturation: of "shapes" alone, 0 to 1; see `repsim.shapes.draw`.
         seed: of the embedded images and of every choice of a subset.
 
     Raises:
-        ValueError: an unknown name, a number out of range, more images than there are, fewer than two classes, a bad
-            folder or image, or `context` or `saturation` with other images than "shapes".
-        FileNotFoundError: no such folder, or one without train/ or test/.
+        ValueError: a number out of range, more images than there are, fewer than two classes, a bad folder or image, or
+            `context` or `saturation` with other images than "shapes".
+        FileNotFoundError: no such name or folder, or one without train/ or test/.
         RuntimeError: a set that cannot be downloaded; says where to put its files.
     """
     for name, value in (("train_images", train_images), ("test_images", test_images), ("image_size", image_size)):
@@ -210,10 +200,8 @@ def load(
             raise ValueError(f"{name}: expected a positive whole number or None, got {value!r}")
     if not 0 <= validation < 1:
         raise ValueError(f"validation: expected a fraction of 0 to below 1, got {validation!r}")
-    if channels not in (1, 3):
-        raise ValueError(f"channels: expected 3 or 1 (grey), got {channels!r}")
-    name, root = str(source).lower(), Path(root).expanduser()
     check_appearance(source, context, saturation)
+    name, root = str(source).lower(), Path(root).expanduser()
     if name == "shapes":
         wanted = 8000 if train_images is None else train_images + round(validation * train_images)
         draw = partial(shapes.draw, seed=seed, size=image_size or 32, context=context, saturation=saturation)
@@ -223,14 +211,10 @@ def load(
         title, pool, test = _torchvision(name, root, image_size)
     else:
         title, pool, test = _folder(source, root, image_size)
-    if channels == 1:
-        pool, test = (dataclasses.replace(part, images=_grey(part.images)) for part in (pool, test))
 
     most = round(len(pool) / (1 + validation))
-    if train_images is None:
-        n, held_out = most, len(pool) - most
-    else:
-        n, held_out = train_images, round(validation * train_images)
+    n = most if train_images is None else train_images
+    held_out = len(pool) - most if train_images is None else round(validation * train_images)
     if n + held_out > len(pool):
         most -= most + round(validation * most) > len(pool)
         raise ValueError(
@@ -246,13 +230,10 @@ def load(
 def of_classes(splits: Splits, classes: Sequence[str]) -> Splits:
     """The images of these classes alone, in the order that they had; labels index `classes`.
 
-    Raises:
-        ValueError: fewer than two classes, one twice, or one that the splits do not have.
+    Raises ValueError unless these are at least two different classes of the splits.
     """
     known = splits.train.classes
-    if unknown := [name for name in classes if name not in known]:
-        raise ValueError(f"classes: expected some of {', '.join(known)}, got {unknown[0]!r}")
-    if len(classes) < 2 or len({*classes}) < len(classes):
+    if len(classes) < 2 or len({*classes} & {*known}) < len(classes):
         raise ValueError(f"classes: expected at least 2 different ones of {', '.join(known)}, got {list(classes)}")
     label = torch.full((len(known),), -1)
     label[[known.index(name) for name in classes]] = torch.arange(len(classes))
@@ -265,15 +246,6 @@ def of_classes(splits: Splits, classes: Sequence[str]) -> Splits:
 
 
 # Where the images come from: each gives a title, all there is to train on, and all there is to test on
-
-
-def _grey(images: Tensor) -> Tensor:
-    """uint8 (n, 3, h, w) -> (n, 1, h, w), Pillow's luma in its whole numbers: a grey image stays as it is."""
-    luma = [
-        (19595 * x[:, 0].int() + 38470 * x[:, 1].int() + 7471 * x[:, 2].int() + 0x8000) >> 16
-        for x in images.split(1000)
-    ]
-    return torch.cat(luma)[:, None].byte()
 
 
 def _square(images: Any, size: int | None) -> Any:
@@ -299,11 +271,10 @@ def _torchvision(name: str, root: Path, image_size: int | None) -> tuple[str, Im
     try:
         opened = [dataset(root, download=True, **option) for option in options]
     except (OSError, RuntimeError) as error:  # no network, a refused or damaged download, an unwritable folder
-        arguments = ", ".join(f"{key}={value!r}" for key, value in options[0].items())
         raise RuntimeError(
             f"{title}: not whole below {root}, and torchvision could not download it ({' '.join(str(error).split())}); where "
-            f"there is a network, run torchvision.datasets.{dataset.__name__}('{root}', {arguments}, download=True), and copy "
-            "that folder here"
+            f"there is a network, run torchvision.datasets.{dataset.__name__}({str(root)!r}, download=True), and copy that "
+            "folder here"
         ) from error
     return title, *(_from_torchvision(one, image_size) for one in opened)
 
@@ -323,23 +294,19 @@ def _from_torchvision(one: Any, image_size: int | None) -> ImageSet:
 def _listing(folder: Path) -> tuple[tuple[str, ...], list[tuple[str, int]]]:
     """The classes of train/ or test/ and (file, label) of all its images, in alphabetical order, as ImageFolder has them.
 
-    What is hidden (any part of its path begins with ".") is no image. Names are compared in Unicode's composed form (NFC),
-    as some file systems decompose them.
+    What is hidden (any part of its path begins with ".") is no image. Names are compared in Unicode's composed form, as some
+    file systems decompose them.
     """
-
-    def composed(text: str) -> str:
-        return unicodedata.normalize("NFC", text)
+    composed = partial(unicodedata.normalize, "NFC")
 
     def is_image(path: str) -> bool:
-        hidden = f"{os.sep}." in path.removeprefix(str(folder))
-        return not hidden and path.lower().endswith(IMG_EXTENSIONS)
+        return f"{os.sep}." not in path.removeprefix(str(folder)) and path.lower().endswith(IMG_EXTENSIONS)
 
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; expected train/CLASS/* and test/CLASS/* in {folder.parent}")
     names = [entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
     if not names:
-        what = "has files but no class folders" if any(folder.iterdir()) else "is empty"
-        raise ValueError(f"{folder}: {what}; expected one folder of images per class, {folder.name}/CLASS/*")
+        raise ValueError(f"{folder}: no class folders; expected one folder of images per class, {folder.name}/CLASS/*")
     classes = sorted(set(map(composed, names)))
     try:
         labels = {name: classes.index(composed(name)) for name in names}
@@ -352,8 +319,7 @@ def _listing(folder: Path) -> tuple[tuple[str, ...], list[tuple[str, int]]]:
 def _viewed(path: str) -> Image.Image:
     """The image in RGB as a viewer shows it: turned as its EXIF data say, 16 bits scaled to 8, transparency over white.
 
-    Raises:
-        ValueError: not an image, or floating-point or 32-bit pixels; the file is named.
+    Raises ValueError, naming the file, where it is no image or has floating-point or 32-bit pixels.
     """
     try:
         with Image.open(path) as image:
@@ -380,39 +346,41 @@ def _folder(source: str | Path, root: Path, image_size: int | None) -> tuple[str
             f"source: expected one of shapes, {', '.join(TORCHVISION)}, or a folder with train/CLASS/* and test/CLASS/*; "
             f"got {str(source)!r}, and {folder} {what}"
         )
-    classes, samples = zip(*(_listing(folder / part) for part in PARTS))
-    if classes[0] != classes[1]:
-        only = [sorted(set(classes[i]) - set(classes[1 - i])) for i in (0, 1)]
+    (classes, train), (of_test, test) = (_listing(folder / part) for part in PARTS)
+    if classes != of_test:
+        only = [sorted({*a} - {*b}) for a, b in ((classes, of_test), (of_test, classes))]
         raise ValueError(
             f"{folder}: expected the same classes in train and test; only in train: {only[0]}; only in test: {only[1]}"
         )
-    if len(classes[0]) < 2:
-        raise ValueError(f"{folder}: expected images of at least 2 classes, got one, {classes[0][0]!r}")
-    paths = [path for part in samples for path, _ in part]
+    if len(classes) < 2:
+        raise ValueError(f"{folder}: expected images of at least 2 classes, got one, {classes[0]!r}")
+    paths, labels = zip(*train, *test)
     files = [(os.path.relpath(path, folder), os.stat(path)) for path in paths]
-    key = store.digest([2, str(folder), image_size, [[name, stat.st_size, stat.st_mtime_ns] for name, stat in files]])
-    images = store.load_or_make(  # 2 above: the version of `_decode`
+    files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in files]
+    key = store.digest([2, str(folder), image_size, files])  # 2: the version of `_decode`
+    images = store.load_or_make(
         root / "folders" / f"{folder.name}-{key}.safetensors",
         lambda path: store.load_tensors(path)[0]["images"],
         lambda: _decode(paths, image_size),
         lambda path, images: store.save_tensors(path, {"images": images}, {"folder": str(folder), "size": image_size}),
     )
-    parts = zip(images.split([len(part) for part in samples]), samples)
-    return folder.name, *(ImageSet(x, torch.tensor([label for _, label in part]), classes[0]) for x, part in parts)
+    sizes = [len(train), len(test)]
+    parts = zip(images.split(sizes), torch.tensor(labels).split(sizes))  # views: large folders are not copied
+    return folder.name, *(ImageSet(*part, classes) for part in parts)
 
 
 def _decode(paths: Sequence[str], image_size: int | None) -> Tensor:
     """All files as uint8 (n, 3, h, w). Raises ValueError naming a file that is not an image, or of another size."""
     first = _viewed(paths[0])
-    shape = transforms.pil_to_tensor(_square(first, image_size)).shape
+    _, height, width = shape = transforms.pil_to_tensor(_square(first, image_size)).shape
     images = torch.empty(len(paths), *shape, dtype=torch.uint8)
 
     def fill(i: int) -> None:
         image = transforms.pil_to_tensor(_square(_viewed(paths[i]), image_size))
         if image.shape != shape:
             raise ValueError(
-                f"{paths[i]}: {image.shape[2]}x{image.shape[1]} pixels where {paths[0]} has {shape[2]}x{shape[1]}; give "
-                "images of mixed sizes one size: image_size=64, or -p image_size 64 on the command line"
+                f"{paths[i]}: {image.shape[2]}x{image.shape[1]} pixels where {paths[0]} has {width}x{height}; give images of "
+                "mixed sizes one size: image_size=64, or -p image_size 64 on the command line"
             )
         images[i] = image
 

@@ -10,24 +10,19 @@ import contextlib
 import os
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-T = TypeVar("T")
 WAIT = timedelta(days=1)  # torchrun ends all ranks when one dies; a rank may wait long for a network made elsewhere
 
 
 @contextlib.contextmanager
 def started(device: torch.device | str) -> Iterator[None]:
-    """Join the other ranks, if torchrun started this process; on CUDA, take the GPU that is this rank's.
-
-    Raises:
-        ValueError: more ranks on this machine than GPUs.
-    """
+    """Join the other ranks, if torchrun started this process; on CUDA each takes a GPU: ValueError where they are too few."""
     if "RANK" not in os.environ:
         yield
         return
@@ -51,27 +46,24 @@ def rank() -> int:
     return dist.get_rank() if ranks() > 1 else 0
 
 
-def share(n: int) -> slice:
-    """The rows of a batch of n that are this rank's; ValueError where n cannot be shared evenly."""
-    if ranks() == 1:
-        return slice(None)
+def rows_of_rank(n: int) -> slice:
+    """The rows of a batch of n that this rank computes; ValueError where the ranks cannot share n evenly."""
     if n % ranks():
         raise ValueError(f"batch_size: expected a multiple of the number of ranks, {ranks()}, got {n}")
-    own = n // ranks()
-    return slice(rank() * own, (rank() + 1) * own)
+    size = n // ranks()
+    return slice(rank() * size, (rank() + 1) * size) if ranks() > 1 else slice(None)
 
 
-def agree(value: T) -> T:
+def broadcast(value: Any) -> Any:
     """Rank 0's value, on every rank."""
-    if ranks() == 1:
-        return value
-    box: list[Any] = [value]
-    dist.broadcast_object_list(box)
-    return box[0]
+    values = [value]
+    if ranks() > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all ranks; the gradient is that of the sum of all ranks' losses."""
+    """The sum over all ranks, with gradients, which torch.distributed.nn has no longer."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -84,10 +76,9 @@ class _Sum(torch.autograd.Function):
         return _Sum.apply(gradient)
 
 
-def gathered(x: Tensor) -> Tensor:
+def all_gather(x: Tensor) -> Tensor:
     """The rows (n / ranks, d) of all ranks, (n, d) in order of rank, on every rank, with gradients."""
-    own = len(x)
-    return _Sum.apply(F.pad(x, (0, 0, rank() * own, (ranks() - 1 - rank()) * own)))
+    return _Sum.apply(F.pad(x, (0, 0, rank() * len(x), (ranks() - 1 - rank()) * len(x))))
 
 
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -96,7 +87,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        axes, channels = [i for i in range(x.ndim) if i != 1], (1, -1, *[1] * (x.ndim - 2))
+        axes, channels = (0, 2, 3)[: x.ndim - 1], (1, -1, 1, 1)[: x.ndim]
         mean = _Sum.apply(x.mean(axes)) / ranks()
         x = x - mean.view(channels)
         variance = _Sum.apply(x.square().mean(axes)) / ranks()
@@ -109,11 +100,8 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         return x * scale.view(channels) + self.bias.view(channels)
 
 
-def joined(model: nn.Module, device: torch.device) -> nn.Module:
-    """The network that trains `model` with all ranks: its weights, batch norms over whole batches, averaged gradients.
-
-    `model` itself if there is one rank. Its batch norms stay synchronised while it is in training mode.
-    """
+def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """What trains `model`, sharing its weights, with all ranks: whole-batch norms, averaged gradients; with one rank the model."""
     if ranks() == 1:
         return model
     if device.type == "cuda":

@@ -1,18 +1,16 @@
 """What a network can be trained for: losses of embeddings, and objectives: a name, the head, the views, and the loss.
 
-A loss is a pure function that returns a scalar, in float32 at least, inside autocast too. All objectives share what is not
-theirs: a seed's initial backbone and order of batches, and, where their views are the same, the views. Some train an extra
-module beside the network (a predictor, a classifier on a middle layer) or keep an average of its weights; both are dropped
-when training ends.
+All objectives share what is not theirs: a seed's initial backbone and order of batches, and, where their views are the same,
+the views. Some train an extra module beside the network (a predictor, a classifier on a middle layer) or keep an average of
+its weights; both are dropped when training ends.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -24,37 +22,35 @@ from repsim import models
 TAU = 0.99  # of BYOL's target at the start of training (Grill et al. 2020 for few epochs), 1 at its end
 
 
-def at_least_float32(x: Tensor) -> Tensor:
-    """At least float32: a softmax over similarities is unreliable in half precision."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+def at_least_float32(x: Any) -> Any:
+    """Floating-point numbers in at least float32, as a softmax over similarities is unreliable in half precision."""
+    return x.float() if isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def in_full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The loss computed in its inputs' precision and at least float32 also where the caller has turned autocast on."""
+    """The loss, a scalar, of its tensors in at least float32, also where the caller has turned autocast on."""
 
-    @functools.wraps(loss)
-    def outside_autocast(first: Tensor, *others: Any, **settings: Any) -> Tensor:
-        with torch.autocast(first.device.type, enabled=False):
-            return loss(first, *others, **settings)
+    @wraps(loss)
+    def outside_autocast(*inputs: Any, **settings: Any) -> Tensor:
+        with torch.autocast(inputs[0].device.type, enabled=False):
+            return loss(*map(at_least_float32, inputs), **settings)
 
     return outside_autocast
 
 
-def _check_pair(za: Tensor, zb: Tensor, names: str = "za, zb") -> None:
-    if za.ndim != 2 or za.shape != zb.shape or len(za) < 2:
-        raise ValueError(
-            f"{names}: expected two views of the same n >= 2 images, both (n, d), got {tuple(za.shape)} and {tuple(zb.shape)}"
-        )
+def _check_pair(a: Tensor, b: Tensor, names: str = "za, zb") -> None:
+    if a.ndim != 2 or a.shape != b.shape or len(a) < 2:
+        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
+        raise ValueError(f"{names}: expected two views of the same n >= 2 images, both (n, d), got {shapes}")
 
 
 @in_full_precision
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy of logits (n, classes) against labels (n,), in nats."""
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-        raise ValueError(
-            f"logits, labels: expected (n, classes) and (n,), got {tuple(logits.shape)} and {tuple(labels.shape)}"
-        )
-    return F.cross_entropy(at_least_float32(logits), labels)
+        shapes = f"{tuple(logits.shape)} and {tuple(labels.shape)}"
+        raise ValueError(f"logits, labels: expected (n, classes) and (n,), got {shapes}")
+    return F.cross_entropy(logits, labels)
 
 
 @in_full_precision
@@ -96,44 +92,34 @@ def nscl(za: Tensor, zb: Tensor, labels: Tensor, temperature: float = 0.5) -> Te
 def negative_cosine(p: Tensor, t: Tensor) -> Tensor:
     """Mean 2 - 2 cos of the rows of p and t, both (n, d): 0 to 4 (Grill et al. 2020, equation 2: one direction of BYOL)."""
     _check_pair(p, t, "p, t")
-    return (2 - 2 * F.cosine_similarity(at_least_float32(p), at_least_float32(t))).mean()
+    return (2 - 2 * F.cosine_similarity(p, t)).mean()
 
 
 @in_full_precision
-def barlow_twins(za: Tensor, zb: Tensor, weight: float = 5e-3) -> Tensor:
+def barlow_twins(za: Tensor, zb: Tensor) -> Tensor:
     """Redundancy reduction (Zbontar et al. 2021, equation 1): how far the views' cross-correlation (d, d) is from identity.
 
-    The squares of its diagonal's distance from 1 are summed, and `weight` times those of all other entries. Every
-    dimension is standardised over the batch as by a batch norm (biased variance plus 1e-5).
+    The squares of its diagonal's distance from 1 are summed, and 0.005 times those of all other entries. Every dimension is
+    standardised over the batch as by a batch norm (biased variance plus 1e-5).
     """
     _check_pair(za, zb)
-    if not weight >= 0:
-        raise ValueError(f"weight: expected 0 or more, got {weight}")
-    za, zb = (F.batch_norm(at_least_float32(z), None, None, training=True) for z in (za, zb))
+    za, zb = (F.batch_norm(z, None, None, training=True) for z in (za, zb))
     squares = (za.T @ zb / len(za) - torch.eye(za.shape[1], dtype=za.dtype, device=za.device)).square()
-    return squares.trace() + weight * (squares.sum() - squares.trace())
+    return squares.trace() + 5e-3 * (squares.sum() - squares.trace())
 
 
 @in_full_precision
-def vicreg(
-    za: Tensor, zb: Tensor, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0, eps: float = 1e-4
-) -> Tensor:
-    """Variance-invariance-covariance regularisation (Bardes et al. 2022, equation 6), of embeddings (n, d).
+def vicreg(za: Tensor, zb: Tensor) -> Tensor:
+    """Variance-invariance-covariance regularisation (Bardes et al. 2022, equation 6, weights 25, 25, 1), of embeddings (n, d).
 
     Invariance is the mean square of za - zb; variance a hinge that asks each dimension for a standard deviation of 1, averaged
     over the two views as the authors' code has it; covariance the squares off the diagonal, over d, of both views.
     """
     _check_pair(za, zb)
-    if not min(invariance, variance, covariance) >= 0 or not eps > 0:
-        raise ValueError(
-            "invariance, variance, covariance, eps: expected weights of 0 or more and a positive eps, "
-            f"got {invariance}, {variance}, {covariance} and {eps}"
-        )
-    za, zb = at_least_float32(za), at_least_float32(zb)
-    spread = sum(F.relu(1 - (z.var(0) + eps).sqrt()).mean() for z in (za, zb)) / 2
+    spread = sum(F.relu(1 - (z.var(0) + 1e-4).sqrt()).mean() for z in (za, zb)) / 2
     squares = [torch.cov(z.T).reshape(z.shape[1], -1).square() for z in (za, zb)]
     redundancy = sum(s.sum() - s.trace() for s in squares) / za.shape[1]
-    return invariance * F.mse_loss(za, zb) + variance * spread + covariance * redundancy
+    return 25.0 * F.mse_loss(za, zb) + 25.0 * spread + redundancy
 
 
 def _similarities(za: Tensor, zb: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -142,7 +128,7 @@ def _similarities(za: Tensor, zb: Tensor, temperature: float) -> tuple[Tensor, T
     if not temperature > 0:
         raise ValueError(f"temperature: expected a positive number, got {temperature}")
     n = len(za)
-    z = F.normalize(at_least_float32(torch.cat([za, zb])), dim=1)
+    z = F.normalize(torch.cat([za, zb]), dim=1)
     similarity = (z @ z.T / temperature).fill_diagonal_(float("-inf"))
     return similarity, torch.arange(2 * n, device=z.device).roll(n)
 
@@ -150,9 +136,8 @@ def _similarities(za: Tensor, zb: Tensor, temperature: float) -> tuple[Tensor, T
 def _same(za: Tensor, labels: Tensor) -> Tensor:
     """Whether two of the 2n views are of one class, (2n, 2n)."""
     if labels.shape != za.shape[:1] or labels.is_floating_point():
-        raise ValueError(
-            f"labels: expected whole numbers of shape {tuple(za.shape[:1])}, got {labels.dtype} of {tuple(labels.shape)}"
-        )
+        got = f"{labels.dtype} of {tuple(labels.shape)}"
+        raise ValueError(f"labels: expected whole numbers of shape {tuple(za.shape[:1])}, got {got}")
     labels = labels.repeat(2)
     return labels[:, None] == labels
 
@@ -171,16 +156,7 @@ class BatchOutputs:
 
 @dataclass(frozen=True)
 class Objective:
-    """What a network is trained for: its head, the views it sees, and the loss of its outputs, one per view.
-
-    Args:
-        base: the objective whose epochs and recipe a study gives it.
-        rotated: every view is rotated by a random number of quarter turns, 0 to 3, which is its label.
-        extra_module: (settings, features, classes) -> a module that is trained beside the network and dropped at the end, of
-            `features` inputs: the channels of `layer`, or without a layer the network's outputs.
-        layer: a layer or module path (`taps.resolve`; "layer3" is the end of stage 3) whose pooled features the loss reads.
-        ema_copy: keep a copy of the network whose weights follow by moving average, as BYOL's target does.
-    """
+    """What a network is trained for: its head, the views it sees, and the loss of its outputs, one per view."""
 
     title: str
     head: str
@@ -188,23 +164,14 @@ class Objective:
     loss: Callable[[BatchOutputs], Tensor]
     n_views: int = 1
     random_labels: bool = False
-    base: str = "simclr"
-    rotated: bool = False
+    base: str = "simclr"  # the objective whose epochs and recipe a study gives it
+    rotated: bool = False  # every view by a random number of quarter turns, 0 to 3, which is its label
+    # (settings, n, classes) -> a module of n inputs, the channels of `layer` or the network's outputs, trained beside it
     extra_module: Callable[[Any, int, int], nn.Module] | None = None
-    layer: str | None = None
-    ema_copy: bool = False
-
-
-def _predictor(settings: Any, features: int, classes: int) -> nn.Module:
-    return models.projection_head(features, 4 * features, features)
-
-
-def _classifier(settings: Any, features: int, classes: int) -> nn.Module:
-    return nn.Linear(features, classes)
-
-
-def _projector(settings: Any, features: int, classes: int) -> nn.Module:
-    return models.projection_head(features, settings.hidden or features, settings.projection)
+    layer: str | None = (
+        None  # the layer or module path ("layer3": the end of stage 3) whose pooled features the loss reads
+    )
+    ema_copy: bool = False  # keep a copy of the network whose weights follow by moving average, as BYOL's target does
 
 
 def _cross_entropy(batch: BatchOutputs) -> Tensor:
@@ -214,6 +181,10 @@ def _cross_entropy(batch: BatchOutputs) -> Tensor:
 
 def _nt_xent(batch: BatchOutputs) -> Tensor:
     return nt_xent(*batch.outputs, batch.settings.temperature)
+
+
+def _of_classes(loss: Callable[..., Tensor], batch: BatchOutputs) -> Tensor:
+    return loss(*batch.outputs, batch.labels, batch.settings.temperature)
 
 
 def _byol(batch: BatchOutputs) -> Tensor:
@@ -235,8 +206,21 @@ def _classes_and_nt_xent(batch: BatchOutputs) -> Tensor:
     return cross_entropy(batch.outputs[0], batch.labels) + nt_xent(a, b, batch.settings.temperature)
 
 
-_supervised = partial(Objective, head="linear", loss=_cross_entropy)
+def _predictor(settings: Any, n: int, classes: int) -> nn.Module:
+    return models.projection_head(n, 4 * n, n)
+
+
+def _projector(settings: Any, n: int, classes: int) -> nn.Module:
+    return models.projection_head(n, settings.hidden or n, settings.projection)
+
+
+def _classifier(settings: Any, n: int, classes: int) -> nn.Module:
+    return nn.Linear(n, classes)
+
+
+_supervised = partial(Objective, head="linear", views="simclr", loss=_cross_entropy)
 _contrastive = partial(Objective, head="projection", views="simclr", n_views=2)
+_with_classes = partial(_contrastive, loss=_nt_xent_and_classes, extra_module=_classifier)
 
 # Barlow Twins and VICReg are sums over dimensions, written for LARS, which does not feel their scale. SGD does: Barlow
 # Twins' is multiplied by 0.1, as in solo-learn's recipe for CIFAR-10 (da Costa et al. 2022), VICReg's by 1/25.
@@ -246,38 +230,23 @@ OBJECTIVES: Mapping[str, Objective] = {
     "simclr": _contrastive("SimCLR (NT-Xent)", loss=_nt_xent),
     "untrained": _supervised("untrained", views="none", base="sl"),
     # controls
-    "sl_simclr_views": _supervised("supervised on one of SimCLR's views", views="simclr", base="sl"),
+    "sl_simclr_views": _supervised("supervised on one of SimCLR's views", base="sl"),
     "random_labels": _supervised("supervised on shuffled labels", views="supervised", random_labels=True, base="sl"),
     # between SL and SimCLR, all on SimCLR's two views
-    "ce_views": _supervised("cross-entropy on both of SimCLR's views", views="simclr", n_views=2),
-    "supcon": _contrastive(
-        "supervised contrastive (SupCon)",
-        loss=lambda batch: supcon(*batch.outputs, batch.labels, batch.settings.temperature),
-    ),
-    "nscl": _contrastive(
-        "NT-Xent, negatives of other classes only (NSCL)",
-        loss=lambda batch: nscl(*batch.outputs, batch.labels, batch.settings.temperature),
-    ),
+    "ce_views": _supervised("cross-entropy on both of SimCLR's views", n_views=2),
+    "supcon": _contrastive("supervised contrastive (SupCon)", loss=partial(_of_classes, supcon)),
+    "nscl": _contrastive("NT-Xent, negatives of other classes only (NSCL)", loss=partial(_of_classes, nscl)),
     # other families of self-supervision
     "byol": _contrastive("BYOL", loss=_byol, extra_module=_predictor, ema_copy=True),
     "barlow": _contrastive("Barlow Twins", loss=lambda batch: 0.1 * barlow_twins(*batch.outputs)),
     "vicreg": _contrastive("VICReg", loss=lambda batch: vicreg(*batch.outputs) / 25),
     "rotation": _supervised("rotation prediction", views="supervised", rotated=True),
     # auxiliary tasks: a second loss, of a middle layer or of the embeddings (chapter 08)
-    "simclr_sl_middle": _contrastive(
-        "SimCLR, with cross-entropy at the end of stage 3",
-        loss=_nt_xent_and_classes,
-        extra_module=_classifier,
-        layer="layer3",
-    ),
-    "simclr_sl_top": _contrastive(
-        "SimCLR, with cross-entropy at the pool", loss=_nt_xent_and_classes, extra_module=_classifier, layer="pool"
-    ),
-    "sl_simclr_middle": Objective(
+    "simclr_sl_middle": _with_classes("SimCLR, with cross-entropy at the end of stage 3", layer="layer3"),
+    "simclr_sl_top": _with_classes("SimCLR, with cross-entropy at the pool", layer="pool"),
+    "sl_simclr_middle": _supervised(
         "supervised on one of SimCLR's views, with NT-Xent at the end of stage 3",
-        "linear",
-        "simclr",
-        _classes_and_nt_xent,
+        loss=_classes_and_nt_xent,
         n_views=2,
         base="sl",
         extra_module=_projector,

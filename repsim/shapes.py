@@ -4,9 +4,8 @@
 
 The class is the shape. Position, scale, rotation, colours and noise are independent of it; the background texture goes with
 it in a fraction `context` of the images, as natural objects come with contexts. Textures are turned and shifted at random, so
-that a linear classifier of the pixels does badly and a small ResNet does well. Pixels are made by correctly rounded
-operations only (+ - * / sqrt min max; the sine of an angle is taken in double precision and then rounded), so that they do
-not depend on the machine or on the number of threads.
+that a linear classifier of the pixels does badly and a small ResNet does well. Only correctly rounded operations (+ - * / sqrt
+min max; the sine in double precision and then rounded) make pixels, which no machine and number of threads change.
 """
 
 from __future__ import annotations
@@ -74,9 +73,8 @@ PATTERNS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "zigzag": lambda u, v: (3 * _wave(u * 2 + 0.35 * _wave(v * 1.5 + 0.25))).clamp(-1, 1),
 }
 TEXTURES = tuple(PATTERNS)
-FREQUENCIES = (0.6, 1.1, 1.9)
-# What backgrounds are filled with; class i prefers the i-th, and no class prefers the last two.
-BACKGROUNDS = tuple((texture, frequency) for frequency in FREQUENCIES for texture in TEXTURES)
+# What backgrounds are filled with, and its frequency; class i prefers the i-th, and no class prefers the last two.
+BACKGROUNDS = tuple((texture, frequency) for frequency in (0.6, 1.1, 1.9) for texture in TEXTURES)
 
 
 def _colour(hue: Tensor, saturation: float) -> Tensor:
@@ -89,13 +87,8 @@ def _colour(hue: Tensor, saturation: float) -> Tensor:
 def draw_factors(labels: Tensor, generator: torch.Generator, context: float = 0.0) -> pd.DataFrame:
     """What makes images beside their shape, drawn independently and uniformly, but for the background of some.
 
-    Columns: x, y (centre, in half images, right and up), scale (radius in half images), rotation (degrees,
-    anticlockwise), foreground_hue, background_hue (circular, period 1), texture and texture_frequency (one of BACKGROUNDS,
-    its frequency times 0.8 to 1.2; 1 is about 2 periods a half image), texture_angle (degrees, period 180), texture_phase
-    (in half images at frequency 1), noise (standard deviation; intensities are 0 to 1).
-
-    With probability `context` an image has the background that its class, `labels` (n,), prefers, otherwise any of
-    BACKGROUNDS. Another `context` changes the backgrounds of the images concerned and no other draw.
+    Lengths are in half images, intensities 0 to 1. With probability `context` an image has the background that its class,
+    `labels` (n,), prefers, otherwise any of BACKGROUNDS. Another `context` changes those backgrounds and no other draw.
     """
     u = torch.rand(len(labels), 12, generator=generator, dtype=torch.float64).numpy()
 
@@ -106,17 +99,17 @@ def draw_factors(labels: Tensor, generator: torch.Generator, context: float = 0.
     textures, frequencies = (np.array(values)[background] for values in zip(*BACKGROUNDS))
     return pd.DataFrame(
         {
-            "x": between(0, -0.35, 0.35),
-            "y": between(1, -0.35, 0.35),
-            "scale": between(2, 0.45, 0.75),
-            "rotation": between(3, -40, 40),
-            "foreground_hue": u[:, 4],
+            "x": between(0, -0.35, 0.35),  # of the centre, to the right
+            "y": between(1, -0.35, 0.35),  # upwards
+            "scale": between(2, 0.45, 0.75),  # the radius
+            "rotation": between(3, -40, 40),  # degrees, anticlockwise
+            "foreground_hue": u[:, 4],  # period 1
             "background_hue": u[:, 5],
             "texture": textures,
-            "texture_frequency": frequencies * between(11, 0.8, 1.2),
-            "texture_angle": between(7, 0, 180),
-            "texture_phase": between(8, 0, 2),
-            "noise": between(9, 0, 0.22),
+            "texture_frequency": frequencies * between(11, 0.8, 1.2),  # 1 is about 2 periods
+            "texture_angle": between(7, 0, 180),  # degrees, period 180
+            "texture_phase": between(8, 0, 2),  # a shift, at frequency 1
+            "noise": between(9, 0, 0.22),  # standard deviation
         }
     )
 
@@ -143,12 +136,12 @@ def render(
         across = right * part["texture_angle_sin"] - up * part["texture_angle_cos"]
         u, v = (axis * part["texture_frequency"] + part["texture_phase"] for axis in (along, across))
         outline, texture = torch.empty(n, size, size), torch.empty(n, size, size)
-        for label, shape in enumerate(SHAPES):
-            i = (labels[start : start + n] == label).nonzero().squeeze(1)
-            outline[i] = OUTLINES[shape](x[i], y[i])
-        for kind, name in enumerate(TEXTURES):
-            i = (kinds[start : start + n] == kind).nonzero().squeeze(1)
-            texture[i] = PATTERNS[name](u[i], v[i])
+        for label, distance in enumerate(OUTLINES.values()):
+            i = labels[start : start + n] == label
+            outline[i] = distance(x[i], y[i])
+        for kind, pattern in enumerate(PATTERNS.values()):
+            i = kinds[start : start + n] == kind
+            texture[i] = pattern(u[i], v[i])
         # The fraction of a pixel that is covered, from the distance in pixels: anti-aliasing.
         cover = (0.5 - outline * part["scale"] * (size / 2)).clamp(0, 1)[:, None]
         foreground, ground = (_colour(part[f"{name}_hue"], 0.6 * saturation) for name in ("foreground", "background"))
@@ -168,10 +161,7 @@ def draw(
 
     The same arguments give the same images on every machine, more images begin with the same ones, and `stream`
     ("train", "test", ...) names independent draws. The classes take turns. `saturation` 1 gives colours of saturation 0.6
-    in HSV, 0 greys.
-
-    Raises:
-        ValueError: size below 8; context or saturation outside [0, 1].
+    in HSV, 0 greys. Raises ValueError where size is below 8, or context or saturation not of 0 to 1.
     """
     if size < 8:
         raise ValueError(f"image_size: expected at least 8 pixels a side for shapes, got {size}")

@@ -6,7 +6,6 @@ line carries the checksum and the metadata as a comment.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
@@ -14,9 +13,9 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 import safetensors
@@ -24,8 +23,6 @@ import safetensors.torch
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
-
-T = TypeVar("T")
 
 
 class Damaged(ValueError):
@@ -45,8 +42,8 @@ def digest(value: Any, length: int = 12) -> str:
 def generator(*key: int | str) -> torch.Generator:
     """A CPU generator seeded by `key`, for example `generator(seed, "views", step)`.
 
-    It is a function of its key alone: step 1,000 of a resumed run draws what it draws in a run that was never interrupted, so
-    that no generator state is stored, and two uses never share a stream by accident.
+    Step 1,000 of a resumed run draws what it draws in a run that was never interrupted, without any stored state, and two
+    uses never share a stream by accident.
     """
     total = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(total[:8], "big") >> 1)
@@ -55,8 +52,7 @@ def generator(*key: int | str) -> torch.Generator:
 def write(path: Path, data: bytes | str) -> None:
     """Write `data` so that `path` holds either what it held before or all of `data`, even if the machine stops.
 
-    Raises:
-        OSError: the folder cannot be written or the disk is full; `path` is as before and no temporary file stays.
+    Raises OSError where the folder cannot be written or the disk is full; `path` is as before and no temporary file stays.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,10 +65,8 @@ def write(path: Path, data: bytes | str) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    finally:
+        Path(temporary).unlink(missing_ok=True)
 
 
 def _checksum(tensors: Mapping[str, Tensor], meta: str) -> str:
@@ -92,19 +86,14 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, A
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save_tensors` wrote: tensors and metadata.
-
-    Raises:
-        FileNotFoundError: no such file.
-        Damaged: the file is truncated, altered, or not one of ours.
-    """
+    """What `save_tensors` wrote. Raises FileNotFoundError, or Damaged if the file is truncated, altered or not one of ours."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             meta = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except safetensors.SafetensorError as error:
         raise Damaged(f"{path}: not a whole safetensors file ({error})") from error
-    if "sha256" not in meta or _checksum(tensors, meta.get("meta", "")) != meta["sha256"]:
+    if meta.get("sha256") != _checksum(tensors, meta.get("meta", "")):
         raise Damaged(f"{path}: its content does not match its checksum")
     return tensors, json.loads(meta["meta"])
 
@@ -142,9 +131,11 @@ def load_table(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     return pd.read_csv(io.StringIO(body), **exact), json.loads(text)
 
 
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of `path`: whoever else asks for it, in any process, waits. A killed holder releases it."""
+def load_or_make(path: Path, load: Callable[[Path], Any], make: Callable[[], Any], save: Callable[..., None]) -> Any:
+    """`load(path)` where the file is there and whole; otherwise make it, save it and return it.
+
+    One process at a time does so, and whoever else asks, in any process, waits; a killed process releases its lock.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
@@ -154,15 +145,6 @@ def locked(path: Path) -> Iterator[None]:
         print(f"{path.name}: another process is making it; waiting", file=sys.stderr)
         lock.acquire()
     try:
-        yield
-    finally:
-        lock.release()
-
-
-def load_or_make(path: Path, load: Callable[[Path], T], make: Callable[[], T], save: Callable[[Path, T], None]) -> T:
-    """`load(path)` where the file is there and whole; otherwise make it, save it and return it, one process at a time."""
-    path = Path(path)
-    with locked(path):
         for litter in path.parent.glob(f".{path.stem}.*.tmp"):  # of a writer that was killed: nobody else writes now
             litter.unlink(missing_ok=True)
         if path.exists():
@@ -173,3 +155,5 @@ def load_or_make(path: Path, load: Callable[[Path], T], make: Callable[[], T], s
         value = make()
         save(path, value)
         return value
+    finally:
+        lock.release()

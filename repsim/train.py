@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from repsim import augment, data, distributed, models, store, taps
-from repsim.objectives import OBJECTIVES, BatchOutputs, Objective, at_least_float32, tau
+from repsim.objectives import OBJECTIVES, BatchOutputs, at_least_float32, tau
 
 CHECKPOINT_SECONDS = 120.0
 HISTORY = ["epoch", "loss", "validation_loss", "learning_rate"]
@@ -51,6 +51,26 @@ def check_types(settings: Any) -> None:
             raise ValueError(f"{name}: expected {expected}, got {value!r} ({type(value).__name__})")
 
 
+# field of Settings -> what it has to be, in words and as a test
+LIMITS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "objective": (f"one of {', '.join(OBJECTIVES)}", lambda name: name in OBJECTIVES),
+    "epochs": ("0 or more", lambda n: n >= 0),
+    "batch_size": ("2 or more", lambda n: n >= 2),
+    "optimizer": ("sgd", lambda name: name == "sgd"),
+    "learning_rate": ("a positive number", lambda x: 0 < x < math.inf),
+    "momentum": ("0 to below 1", lambda x: 0 <= x < 1),
+    "weight_decay": ("0 or more", lambda x: x >= 0),
+    "warmup": ("0 to below 1", lambda x: 0 <= x < 1),
+    "temperature": ("a positive number", lambda x: x > 0),
+    "crop": ("more than 0 and at most 1", lambda x: 0 < x <= 1),
+    "colour": ("0 to 1", lambda x: 0 <= x <= 1),
+    "hue": ("0 to 0.5", lambda x: 0 <= x <= 0.5),
+    "grayscale": ("0 to 1", lambda x: 0 <= x <= 1),
+    "precision": ("auto, float32 or bfloat16", lambda name: name in ("auto", "float32", "bfloat16")),
+    "threads": ("1 or more", lambda n: n >= 1),
+}
+
+
 @dataclass(frozen=True)
 class Settings:
     """All that decides a network's weights, but for the images. Checked when made: ValueError names what is wrong."""
@@ -62,7 +82,7 @@ class Settings:
     stem: str = "cifar"
     epochs: int = 100
     batch_size: int = 256
-    optimizer: str = "sgd"  # or "lars", for batches of thousands
+    optimizer: str = "sgd"  # the only one; files name it
     learning_rate: float = 0.06  # per 256 images of a batch, reached after the warm-up, then cosine to zero
     momentum: float = 0.9
     weight_decay: float = 5e-4  # not on biases and batch norms
@@ -74,37 +94,14 @@ class Settings:
     colour: float = 0.4  # strength of their brightness, contrast and saturation jitter, 0 to 1
     hue: float = 0.1  # strength of their hue jitter, in turns, 0 to 0.5 (any hue)
     grayscale: float = 0.2  # the probability that a view is grey
-    precision: str = (
-        "auto"  # of the network's passes: "float32", "bfloat16" (autocast), or by device (`multiplies_bfloat16`)
-    )
+    precision: str = "auto"  # of the passes: "float32", "bfloat16" (autocast), or what the device multiplies in
     threads: int = 1  # CPU threads; another number gives other last bits
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.objective not in OBJECTIVES:
-            raise ValueError(f"objective: expected one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
-        if self.optimizer not in ("sgd", "lars"):
-            raise ValueError(f"optimizer: expected sgd or lars, got {self.optimizer!r}")
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise ValueError(f"precision: expected auto, float32 or bfloat16, got {self.precision!r}")
-        if self.threads < 1:
-            raise ValueError(f"threads: expected a positive number, got {self.threads}")
-        if self.epochs < 0 or self.batch_size < 2:
-            raise ValueError(f"epochs, batch_size: expected >= 0 and >= 2, got {self.epochs} and {self.batch_size}")
-        if not (self.learning_rate > 0 and self.temperature > 0 and math.isfinite(self.learning_rate)):
-            raise ValueError(
-                f"learning_rate, temperature: expected positive, got {self.learning_rate} and {self.temperature}"
-            )
-        if not (0 <= self.momentum < 1 and self.weight_decay >= 0 and 0 <= self.warmup < 1):
-            raise ValueError(
-                "momentum, weight_decay, warmup: expected 0 <= momentum < 1, weight_decay >= 0, 0 <= warmup < 1, "
-                f"got {self.momentum}, {self.weight_decay}, {self.warmup}"
-            )
-        if not (0 < self.crop <= 1 and 0 <= self.colour <= 1 and 0 <= self.hue <= 0.5 and 0 <= self.grayscale <= 1):
-            raise ValueError(
-                "crop, colour, hue, grayscale: expected 0 < crop <= 1, 0 <= colour <= 1, 0 <= hue <= 0.5, 0 <= grayscale <= 1, "
-                f"got {self.crop}, {self.colour}, {self.hue}, {self.grayscale}"
-            )
+        for name, (expected, allows) in LIMITS.items():
+            if not allows(value := getattr(self, name)):
+                raise ValueError(f"{name}: expected {expected}, got {value!r}")
         models.check(self.architecture, **self._built(classes=2))
 
     @property
@@ -131,9 +128,8 @@ class Settings:
 
     def build(self, classes: int, device: torch.device | str = "cpu") -> models.ResNet:
         """The network before training."""
-        with torch.device(device if str(device) == "meta" else "cpu"):
-            model = models.build(self.architecture, seed=self.seed, **self._built(classes))
-        return model if str(device) == "meta" else model.to(device, memory_format=torch.channels_last)
+        model = models.build(self.architecture, seed=self.seed, **self._built(classes))
+        return model.to(device, memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,12 +157,9 @@ def steps(settings: Settings, images: int) -> int:
 
 
 def schedule(steps: int) -> dict[float, int]:
-    """When snapshots are taken: share of the training -> step, from 0.0 (initialisation) to 1.0 (the end: the network itself).
+    """When snapshots are taken: share of the training -> the nearest step, from 0.0 (initialisation) to 1.0 (the network itself).
 
-    A share's step is the nearest whole one; of shares with the same step the largest counts.
-
-    Raises:
-        ValueError: a negative number of steps.
+    Of shares with the same step the largest counts. Raises ValueError for a negative number of steps.
     """
     if steps < 0:
         raise ValueError(f"steps: expected 0 or more, got {steps}")
@@ -181,21 +174,19 @@ def snapshot_path(final: Path, step: int) -> Path:
     return Path(final).with_suffix(f".step-{step}")
 
 
-def seconds_per_pass(
-    settings: Settings, images: data.Splits, device: torch.device | str = "cpu", steps: int = 3
-) -> float:
-    """How long a view takes here in training, in seconds: the mean of a few steps, after one that warms up."""
+def seconds_per_pass(settings: Settings, images: data.Splits, device: torch.device | str = "cpu") -> float:
+    """How long a view takes here in training, in seconds: the mean of three steps, after one that warms up."""
     taps.tune_allocator()
-    part = images.train.take(slice(min(settings.batch_size, len(images.train)))).to(device)
+    part = images.train.take(slice(settings.batch_size)).to(device)
     trainee = Trainee(settings, len(part.classes), device)
+    times = []
     with _threads(settings.threads):
-        for step in range(steps + 1):
-            if step == 1:
-                begun = time.monotonic()
+        for step in range(4):
             loss = step_loss(trainee.model, part.images, part.labels, settings, (0, "measured", step), trainee=trainee)
             loss.backward()
             loss.item()  # waits for the device
-    return (time.monotonic() - begun) / (steps * len(part) * OBJECTIVES[settings.objective].n_views)
+            times.append(time.monotonic())
+    return (times[-1] - times[0]) / (3 * len(part) * OBJECTIVES[settings.objective].n_views)
 
 
 @contextlib.contextmanager
@@ -209,21 +200,11 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Lines:
-    """Standard error where nothing can rewrite a line: each state of a progress bar becomes a line of its own."""
-
-    def write(self, text: str) -> None:
-        if text.strip():
-            print(text.strip(), file=sys.stderr, flush=True)
-
-    def flush(self) -> None: ...
-
-
 def progress_bar(total: int, title: str, **options: Any) -> tqdm:
-    """A bar over image passes: live on a terminal and in Jupyter, elsewhere a line every ten seconds."""
+    """A bar over image passes, which a log file gets every ten seconds."""
     live = sys.stderr.isatty() or "ipykernel" in sys.modules
-    lines = {} if live else {"file": _Lines(), "mininterval": 10}
-    return tqdm(total=total, desc=title, unit="image", unit_scale=True, leave=False, **lines, **options)
+    options |= {"unit": "image", "unit_scale": True, "leave": False, "mininterval": 0.1 if live else 10}
+    return tqdm(total=total, desc=title, **options)
 
 
 def learning_rate(step: int, steps: int, settings: Settings) -> float:
@@ -235,19 +216,11 @@ def learning_rate(step: int, steps: int, settings: Settings) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def lars_(parameters: list[nn.Parameter], weight_decay: float, trust: float = 1e-3) -> None:
-    """Scale gradients in place to LARS (You et al. 2017): g <- trust |w| / |g + wd w| (g + wd w), per weight tensor."""
-    for parameter in parameters:
-        gradient = parameter.grad.add_(parameter.detach(), alpha=weight_decay)
-        ratio = trust * parameter.detach().norm() / gradient.norm()
-        gradient.mul_(torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 1.0))
-
-
 def _optimizer(model: nn.Module, settings: Settings, device: torch.device) -> torch.optim.SGD:
+    """SGD whose weight decay spares biases and batch norms."""
     trained = [p for p in model.parameters() if p.requires_grad]
     weights, others = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
-    decay = settings.weight_decay if settings.optimizer == "sgd" else 0.0  # LARS decays within its ratio
-    groups = [{"params": weights, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [{"params": weights, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum, fused=device.type == "cuda" or None)
 
 
@@ -260,10 +233,13 @@ class Trainee(nn.Module):
         self.model = settings.build(classes, device)
         self.extra_module = self.ema_copy = None
         if objective.extra_module:
-            features = _width(settings, classes, objective)
+            with torch.no_grad(), _pooled(self.model.eval(), objective.layer) as pooled:
+                output = self.model(torch.zeros(1, 3, 32, 32, device=device))
+            inputs = (pooled or [output])[0].shape[1]
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(store.generator(settings.seed, "companion").initial_seed())
-                self.extra_module = objective.extra_module(settings, features, classes).to(device)
+                self.extra_module = objective.extra_module(settings, inputs, classes).to(device)
+            self.model.train()
         if objective.ema_copy:
             self.ema_copy = copy.deepcopy(self.model).requires_grad_(False)
 
@@ -271,34 +247,21 @@ class Trainee(nn.Module):
     def follow(self, keep: float) -> None:
         """The moving average keeps this share of its weights and takes the rest from the network; its batch norms are its own."""
         if self.ema_copy is not None:
-            for own, new in zip(self.ema_copy.parameters(), self.model.parameters()):
-                own.lerp_(new, 1 - keep)
-
-
-def _width(settings: Settings, classes: int, objective: Objective) -> int:
-    """How many inputs the objective's extra module has."""
-    model, x = settings.build(classes, "meta").eval(), torch.empty(1, 3, 32, 32, device="meta")
-    with _pooled(model, objective.layer) as found:
-        output = model(x)
-    return (found or [output])[0].shape[1]
+            for average, weight in zip(self.ema_copy.parameters(), self.model.parameters()):
+                average.lerp_(weight, 1 - keep)
 
 
 @contextlib.contextmanager
 def _pooled(model: nn.Module, layer: str | None) -> Iterator[list[Tensor]]:
     """Within: the spatial means of the layer's outputs are added to the list, at once, as later layers work in place."""
-    found: list[Tensor] = []
-    if layer is None:
-        yield found
-        return
+    features: list[Tensor] = []
 
     def keep(module: nn.Module, args: object, output: Tensor) -> None:
-        found.append(at_least_float32(output).flatten(2).mean(2) if output.ndim > 2 else at_least_float32(output))
+        features.append(at_least_float32(output).flatten(2).mean(2) if output.ndim > 2 else at_least_float32(output))
 
-    handle = model.get_submodule(taps.resolve(model, [layer])[layer]).register_forward_hook(keep)
-    try:
-        yield found
-    finally:
-        handle.remove()
+    module = model.get_submodule(models.layer_paths(model).get(layer, layer)) if layer else nn.Identity()
+    with module.register_forward_hook(keep):
+        yield features
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
@@ -323,24 +286,21 @@ def step_loss(
     objective = OBJECTIVES[settings.objective]
     view, n = augment.VIEWS[objective.views], objective.n_views
     strengths = settings.simclr_views() if objective.views == "simclr" else {}
-    views = [view(images, store.generator(*key, i), rows=rows, **strengths) for i in range(n)]
-    x = torch.cat(views) if n > 1 else views[0]
+    x = torch.cat([view(images, store.generator(*key, i), rows=rows, **strengths) for i in range(n)])
     if objective.rotated:
         labels = torch.randint(4, labels.shape, generator=store.generator(*key, "turns")).to(labels.device)
         x = augment.turn(x, labels[rows].repeat(n))
     x = x.contiguous(memory_format=torch.channels_last)
-    targets: tuple[Tensor, ...] = ()
     half = multiplies_bfloat16(x.device) if settings.precision == "auto" else settings.precision == "bfloat16"
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=half), _pooled(network, objective.layer) as found:
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=half), _pooled(network, objective.layer) as pooled:
         outputs = network(x).chunk(n)
-        if objective.ema_copy:
-            with torch.no_grad():
-                targets = trainee.ema_copy(x).chunk(n)
+        with torch.no_grad():
+            targets = trainee.ema_copy(x).chunk(n) if objective.ema_copy else ()
     if rows != augment.ALL:
-        outputs = tuple(distributed.gathered(output) for output in outputs)
-    outputs, targets = (tuple(at_least_float32(output) for output in parts) for parts in (outputs, targets))
-    features = found[0].chunk(n) if found else ()
-    extra_module = trainee.extra_module if objective.extra_module else None
+        outputs = map(distributed.all_gather, outputs)
+    outputs, targets = (tuple(map(at_least_float32, parts)) for parts in (outputs, targets))
+    features = pooled[0].chunk(n) if pooled else ()
+    extra_module = getattr(trainee, "extra_module", None)
     return objective.loss(BatchOutputs(outputs, labels, settings, extra_module, features, targets))
 
 
@@ -349,33 +309,21 @@ def validation_loss(trainee: Trainee, images: data.ImageSet, settings: Settings)
     """The objective's mean loss in eval mode over whole batches of `images`, with views that are the same every time."""
     training, size = trainee.training, min(settings.batch_size, len(images))
     trainee.eval()
-    starts = range(0, len(images) - size + 1, size)
-    batches = [(images.images[i : i + size], images.labels[i : i + size], i) for i in starts]
-    key = (settings.seed, "validation")
-    total = sum(step_loss(trainee.model, x, y, settings, (*key, i), trainee=trainee).item() for x, y, i in batches)
+    losses = []
+    for i in range(0, len(images) - size + 1, size):
+        batch, key = (images.images[i : i + size], images.labels[i : i + size]), (settings.seed, "validation", i)
+        losses.append(step_loss(trainee.model, *batch, settings, key, trainee=trainee).item())
     trainee.train(training)
-    return total / len(batches)
+    return sum(losses) / len(losses)
 
 
-@torch.no_grad()
 def measure_batch_norm(model: nn.Module, images: Tensor, batch_size: int = 256) -> None:
     """Set the running statistics of every batch norm to their averages over `images`, weights untouched.
 
     An untrained network would otherwise be evaluated with mean 0 and variance 1, which no trained one is.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [m.momentum for m in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # cumulative average
-    training = model.training
-    model.train()
-    for batch in images.split(batch_size):
-        if len(batch) > 1:
-            model(data.as_input(batch).contiguous(memory_format=torch.channels_last))
-    model.train(training)
-    for norm, momentum in zip(norms, momenta):
-        norm.momentum = momentum
+    inputs = (data.as_input(batch) for batch in images.split(batch_size) if len(batch) > 1)
+    torch.optim.swa_utils.update_bn((x.contiguous(memory_format=torch.channels_last) for x in inputs), model)
 
 
 def path(settings: Settings, images: data.Splits, folder: Path) -> Path:
@@ -420,15 +368,18 @@ def train(
         )
     final, device = path(settings, images, folder), torch.device(device)
 
-    def make(found: Trained | None = None) -> Trained:
+    def make(kept: Trained | None = None) -> Trained:
+        """What rank 0 has loaded; if it has not, all ranks train together and round as is kept: the same now and when loaded."""
         with _threads(settings.threads):
-            report = progress if not distributed.rank() else False
-            return distributed.agree(found) or rounded(_train(settings, images, final, device, report))
+            if not (trained := distributed.broadcast(kept)):
+                trained = _train(settings, images, final, device, progress if not distributed.rank() else False)
+                trained.model.load_state_dict(to_half(trained.model.state_dict()))  # which are float32 again
+        return trained
 
     if distributed.rank():
-        trained = make()  # unless rank 0 finds it
+        trained = make()
     else:
-        trained = store.load_or_make(final, lambda p: make(load(p)), make, lambda p, t: _save(p, t, images))
+        trained = store.load_or_make(final, lambda p: make(load(p)), make, lambda p, made: _save(p, made, images))
     trained.model.to(device, memory_format=torch.channels_last)
     return trained
 
@@ -437,12 +388,6 @@ def to_half(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights as they are kept: each floating-point tensor in float16, or as it is if a number would overflow there."""
     halves = {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
     return {name: h if h.isfinite().all() else weights[name] for name, h in halves.items()}
-
-
-def rounded(trained: Trained) -> Trained:
-    """The network with its weights rounded to float16 once, in place: it is the same whether trained now or loaded."""
-    trained.model.load_state_dict(to_half(trained.model.state_dict()))  # which are float32 again
-    return trained
 
 
 def _save(path: Path, trained: Trained, images: data.Splits) -> None:
@@ -492,14 +437,13 @@ def _train(
         return Trained(model.eval(), settings, history, time.monotonic() - begun)
 
     optimizer = _optimizer(trainee, settings, device)
-    per_epoch = len(train_set) // settings.batch_size
-    total = steps(settings, len(train_set))
+    batch_size, per_epoch = settings.batch_size, len(train_set) // settings.batch_size
+    total, per_step = steps(settings, len(train_set)), batch_size * OBJECTIVES[settings.objective].n_views
     step, epoch_losses, history, before = _resume(final, trainee, optimizer, settings)
     begun -= before
-    network, rows = distributed.joined(model, device), distributed.share(settings.batch_size)
+    network, rows = distributed.data_parallel(model, device), distributed.rows_of_rank(batch_size)
     saved, order = time.monotonic(), None
-    per_step = settings.batch_size * OBJECTIVES[settings.objective].n_views
-    bar = progress_bar(total * per_step, settings.name, **({} if progress is True else {"disable": True}))
+    bar = progress_bar(total * per_step, settings.name, disable=progress is not True)
     report = progress if callable(progress) else bar.update
     report(step * per_step)
     trainee.train()
@@ -511,13 +455,11 @@ def _train(
         epoch, position = divmod(step, per_epoch)
         if order is None or position == 0:
             order = torch.randperm(len(train_set), generator=store.generator(settings.seed, "order", epoch)).to(device)
-        index = order[position * settings.batch_size : (position + 1) * settings.batch_size]
+        index = order[position * batch_size : (position + 1) * batch_size]
         batch, key = (train_set.images[index], train_set.labels[index]), (settings.seed, "views", step)
         loss = step_loss(network, *batch, settings, key, rows, trainee)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if settings.optimizer == "lars":
-            lars_(optimizer.param_groups[0]["params"], settings.weight_decay)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, total, settings)
         optimizer.step()
@@ -530,16 +472,10 @@ def _train(
         if end_of_epoch or time.monotonic() - saved > CHECKPOINT_SECONDS:
             epoch_losses = _finite(epoch_losses, step, settings)
             if end_of_epoch:
-                history.append(
-                    {
-                        "epoch": epoch + 1,
-                        "loss": sum(epoch_losses) / per_epoch,
-                        "validation_loss": validation_loss(trainee, validation, settings),
-                        "learning_rate": group["lr"],
-                    }
-                )
+                mean, validated = sum(epoch_losses) / per_epoch, validation_loss(trainee, validation, settings)
+                history.append(dict(zip(HISTORY, (epoch + 1, mean, validated, group["lr"]))))
                 epoch_losses = []
-                bar.set_postfix(loss=f"{history[-1]['loss']:.3f}")
+                bar.set_postfix(loss=f"{mean:.3f}")
             if not distributed.rank():
                 _checkpoint(final, trainee, optimizer, settings, step, epoch_losses, history, time.monotonic() - begun)
             saved = time.monotonic()
@@ -554,54 +490,47 @@ def _shuffled(images: data.ImageSet, seed: int) -> data.ImageSet:
 
 
 def _finite(step_losses: list[Tensor | float], step: int, settings: Settings) -> list[float]:
-    values = torch.stack([torch.as_tensor(x, dtype=torch.float32, device="cpu") for x in step_losses])
-    if not values.isfinite().all():
-        first = step - len(values) + int((~values.isfinite()).nonzero()[0])
-        raise Diverged(
-            f"{settings.name}: the loss is {values[first - step + len(values)].item()} at step {first}; "
-            f"a smaller learning_rate or a longer warmup usually helps; settings: {dataclasses.asdict(settings)}"
-        )
-    return values.tolist()
+    """The losses of the last steps before `step`, as numbers."""
+    losses = [float(loss) for loss in step_losses]
+    for i, loss in enumerate(losses, step - len(losses)):
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"{settings.name}: the loss is {loss} at step {i}; a smaller learning_rate or a longer warmup usually helps; "
+                f"settings: {dataclasses.asdict(settings)}"
+            )
+    return losses
 
 
 def _checkpoint(final, trainee, optimizer, settings, step, epoch_losses, history, seconds) -> None:
-    tensors = dict(trainee.state_dict())  # model.*, extra_module.*, ema_copy.*
-    for i, state in optimizer.state_dict()["state"].items():
-        tensors[f"momentum.{i}"] = state["momentum_buffer"]
-    meta: dict[str, Any] = {"settings": dataclasses.asdict(settings), "step": step, "seconds": seconds}
+    """Write what training goes on from; the checkpoint before stays until the next one."""
+    buffers = {f"momentum.{i}": s["momentum_buffer"] for i, s in optimizer.state_dict()["state"].items()}
+    meta = {"settings": dataclasses.asdict(settings), "step": step, "seconds": seconds}
     meta |= {"epoch_losses": epoch_losses, "history": history}
     newest, previous = _checkpoints(final)
     try:
         if newest.exists():
             newest.replace(previous)
-        store.save_tensors(newest, tensors, meta)
+        store.save_tensors(newest, trainee.state_dict() | buffers, meta)  # model.*, extra_module.*, ema_copy.*
     except OSError as error:
-        raise OSError(
-            error.errno,
-            f"{newest}: the checkpoint of step {step} cannot be written ({error.strerror}); the one before is intact",
-        ) from error
+        problem = f"the checkpoint of step {step} cannot be written ({error.strerror}); the one before is intact"
+        raise OSError(error.errno, f"{newest}: {problem}") from error
 
 
 def _resume(final, trainee, optimizer, settings) -> tuple[int, list[float], list[dict], float]:
-    """Load the newest whole checkpoint into trainee and optimiser; step 0 if there is none."""
-    tensors, meta = distributed.agree(({}, {}) if distributed.rank() else _newest(final, settings))
+    """Load rank 0's newest whole checkpoint into trainee and optimiser; step 0 if there is none."""
+    tensors, meta = distributed.broadcast(({}, {}) if distributed.rank() else _newest(final, settings))
     if not meta:
         return 0, [], [], 0.0
-    trainee.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("momentum.")})
-    momentum = {
-        int(k.removeprefix("momentum.")): {"momentum_buffer": v}
-        for k, v in tensors.items()
-        if k.startswith("momentum.")
-    }
-    optimizer.load_state_dict({"state": momentum, "param_groups": optimizer.state_dict()["param_groups"]})
+    names = [name for name in tensors if name.startswith("momentum.")]
+    buffers = {int(name.partition(".")[2]): {"momentum_buffer": tensors.pop(name)} for name in names}
+    trainee.load_state_dict(tensors)
+    optimizer.load_state_dict({"state": buffers, "param_groups": optimizer.state_dict()["param_groups"]})
     return meta["step"], meta["epoch_losses"], meta["history"], meta["seconds"]
 
 
 def _newest(final: Path, settings: Settings) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The newest whole checkpoint; empty if there is none."""
-    for checkpoint in _checkpoints(final):
-        if not checkpoint.exists():
-            continue
+    for checkpoint in filter(Path.exists, _checkpoints(final)):
         try:
             tensors, meta = store.load_tensors(checkpoint)
         except store.Damaged as error:

@@ -37,7 +37,7 @@ def work(folder: Path, fail: bool = False) -> dict:
         for objective in ("sl", "simclr"):
             settings = train.Settings(objective=objective, **SETTINGS)
             model = settings.build(10)
-            network, rows = distributed.joined(model, torch.device("cpu")), distributed.share(16)
+            network, rows = distributed.data_parallel(model, torch.device("cpu")), distributed.rows_of_rank(16)
             key = (0, "views", 0)
             loss = train.step_loss(network, images.train.images[:16], images.train.labels[:16], settings, key, rows)
             loss.backward()

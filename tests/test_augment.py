@@ -154,7 +154,6 @@ def test_without_strength_a_view_is_the_image(images):
     x = data.as_input(images)
     assert torch.allclose(augment.simclr(images, store.generator(0), **still, jitter_p=0), x, rtol=0, atol=1e-6)
     assert torch.allclose(augment.simclr(images, store.generator(0), **still), x, rtol=0, atol=1e-5)  # through HSV
-    assert torch.equal(augment.supervised(images, store.generator(0), padding=0, flip=0), x)
     assert torch.equal(augment.VIEWS["none"](images, store.generator(0)), x)
 
 
@@ -213,7 +212,6 @@ def test_a_share_of_the_views_is_grey(images):
         ({"generator": None}, TypeError, "generator: .*NoneType.*repsim.store"),
         ({"scale": (0.0, 1.0)}, ValueError, "scale"),
         ({"scale": (0.5, 0.2)}, ValueError, "scale"),
-        ({"ratio": (0, 1)}, ValueError, "ratio"),
         ({"scale": (0.5,)}, ValueError, "scale"),
         ({"jitter": (0.4, 0.4, 0.4)}, ValueError, "jitter"),
         ({"flip": 1.5}, ValueError, "flip: .*1.5"),
@@ -226,9 +224,3 @@ def test_unusable_arguments_are_named(options, error, message, images):
     arguments = {"images": images, "generator": store.generator(0)} | options
     with pytest.raises(error, match=message):
         augment.simclr(arguments.pop("images"), arguments.pop("generator"), **arguments)
-
-
-@pytest.mark.parametrize("padding", [-1, 1.5])
-def test_unusable_padding_is_named(padding, images):
-    with pytest.raises(ValueError, match="padding: .*got"):
-        augment.supervised(images, store.generator(0), padding=padding)

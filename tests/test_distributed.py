@@ -72,9 +72,9 @@ def test_unusable_command_lines_are_refused(arguments, message, capsys):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
-    assert distributed.share(15) == slice(None)
+    assert distributed.rows_of_rank(15) == slice(None)
     monkeypatch.setattr(distributed, "ranks", lambda: 2)
     monkeypatch.setattr(distributed, "rank", lambda: 1)
-    assert distributed.share(16) == slice(8, 16)
+    assert distributed.rows_of_rank(16) == slice(8, 16)
     with pytest.raises(ValueError, match="batch_size: .*ranks, 2, got 15"):
-        distributed.share(15)
+        distributed.rows_of_rank(15)

@@ -5,18 +5,15 @@ import math
 from pathlib import Path
 
 import pytest
+import test_train
 import torch
+from test_train import SETTINGS, stop_at
 
 from repsim import data, store, train
 from repsim.study import Study, publish
 
-SETTINGS = train.Settings(objective="simclr", width=4, epochs=2, batch_size=16, projection=8, learning_rate=0.1)
 SMALL = {"train_images": 96, "test_images": 64, "image_size": 16, "width": 4, "batch_size": 32, "device": "cpu"}
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return data.load("shapes", train_images=48, test_images=32, validation=0.5, root=tmp_path_factory.mktemp("data"))
+images = test_train.images
 
 
 @pytest.fixture(scope="module")
@@ -58,22 +55,11 @@ def test_a_snapshot_is_what_a_run_stopped_there_had(images, tmp_path, monkeypatc
     initial = train.to_half(SETTINGS.build(10).state_dict())
     assert equal(whole[0], initial) and not equal(whole[1], initial)
     assert not list((tmp_path / "whole").glob("*.step-6")), "the end is the network itself"
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)  # after every step
-    rate = train.learning_rate
-
-    def stopping(step, *rest):
-        if step == 3:
-            raise KeyboardInterrupt
-        return rate(step, *rest)
-
-    monkeypatch.setattr(train, "learning_rate", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        train.train(SETTINGS, images, tmp_path / "stopped", progress=False)
+    stop_at(3, images, tmp_path / "stopped", monkeypatch)
     checkpoint = train.path(SETTINGS, images, tmp_path / "stopped").with_suffix(".checkpoint")
     tensors = store.load_tensors(checkpoint)[0]
     weights = {name.removeprefix("model."): w for name, w in tensors.items() if name.startswith("model.")}
     assert equal(whole[3], train.to_half(weights))
-    monkeypatch.setattr(train, "learning_rate", rate)
     train.train(SETTINGS, images, tmp_path / "stopped", progress=False)  # goes on
     resumed = on_the_way(images, tmp_path / "stopped")
     assert all(equal(resumed[step], whole[step]) for step in whole)
