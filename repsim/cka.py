@@ -17,6 +17,7 @@ remembered: only such sources pay for centring.
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -86,9 +87,10 @@ def compare(
     labels: Tensor | bool | None = None,
     views: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]] | None = None,
     features: Mapping[str, Tensor | Mapping[str, Tensor]] | None = None,
+    ids: Mapping[str, Sequence] | None = None,
     pixels: bool = False,
     layers: Layers | Mapping[str, Layers] = None,
-    reduction: Reduction = "none",
+    reduction: Reduction | Mapping[str, Reduction] = "none",
     estimators: Sequence[str] = ("unbiased",),
     threshold: float = 1.0,
     leave_out: Tensor | Sequence[int] | None = None,
@@ -116,6 +118,7 @@ def compare(
             streams "network@view". The generator depends on `seed`, view and batch only.
         features: name -> (n, p), a stream each, or name -> {layer: (n, p)}; beside a loader in its order, which has to be
             that of its data set (the order of an IterableDataset cannot be checked).
+        ids: names of features, or "images", -> n names of the images, which have to be the same in the same order.
         pixels: add the stream "pixels".
         layers: as for `repsim.taps.resolve`, for all networks; or a mapping from every network to those.
         reduction: "none" compares whole activation maps; else as for `repsim.taps.pooled`.
@@ -139,6 +142,7 @@ def compare(
         for layer, x in value.items() if isinstance(value, Mapping) else ((name, value),):
             title = f"features, {name if layer == name else f'{name}/{layer}'}"
             given[name, str(layer)] = as_features(x, title, least=4)
+    _check_ids(ids or {}, given)
     if images is None:
         if models or pixels or not given:
             raise TypeError("images: expected a tensor or a loader of batches, got None")
@@ -482,3 +486,20 @@ def _check(models, views, features, layers, transform, batch_size, folds, estima
         raise ValueError(f"estimators: expected some of {', '.join(VARIANTS)}, got {estimators!r}")
     if not threshold > 0:
         raise ValueError(f"threshold: expected a positive number, got {threshold}")
+
+
+def _check_ids(ids: Mapping[str, Sequence], given: Mapping[Source, Tensor]) -> None:
+    """That all names of images are the same, in the same order, and as many as there are rows."""
+    counts = {stream: len(x) for (stream, _), x in given.items()}
+    for name, value in ids.items():
+        if name not in counts and name != "images":
+            raise ValueError(f"ids: expected names of features, or images, got {name!r}")
+        if len(value) != counts.get(name, len(value)):
+            raise ValueError(f"ids: expected {counts[name]} for {name!r}, one a row, got {len(value)}")
+        first = next(iter(ids))
+        row = next((i for i, (a, b) in enumerate(itertools.zip_longest(ids[first], value)) if a != b), None)
+        if row is not None:
+            raise ValueError(
+                f"ids: expected the same images in the same order, but {name!r} differs from {first!r} at row {row}; "
+                "sort the rows of both by their ids, and drop those that only one of them has"
+            )

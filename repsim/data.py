@@ -172,6 +172,7 @@ def load(
     test_images: int | None = None,
     validation: float = 0.1,
     image_size: int | None = None,
+    channels: int = 3,
     context: float = 0.0,
     saturation: float = 1.0,
     seed: int = 0,
@@ -186,6 +187,7 @@ def load(
         test_images: images of the test set; None: all.
         validation: validation images per training image; they are cut from the training set, beside `train_images`.
         image_size: pixels a side; the shorter side is resized to it and the middle cut out. None: as the images are.
+        channels: 3, or 1 for grey images (luma, ITU-R 601).
         context, saturation: of "shapes" alone, 0 to 1; see `repsim.shapes.draw`.
         seed: of the embedded images and of every choice of a subset.
 
@@ -200,6 +202,8 @@ def load(
             raise ValueError(f"{name}: expected a positive whole number or None, got {value!r}")
     if not 0 <= validation < 1:
         raise ValueError(f"validation: expected a fraction of 0 to below 1, got {validation!r}")
+    if channels not in (1, 3):
+        raise ValueError(f"channels: expected 3 or 1 (grey), got {channels!r}")
     check_appearance(source, context, saturation)
     name, root = str(source).lower(), Path(root).expanduser()
     if name == "shapes":
@@ -211,6 +215,8 @@ def load(
         title, pool, test = _torchvision(name, root, image_size)
     else:
         title, pool, test = _folder(source, root, image_size)
+    if channels == 1:
+        pool, test = (dataclasses.replace(part, images=_grey(part.images)) for part in (pool, test))
 
     most = round(len(pool) / (1 + validation))
     n = most if train_images is None else train_images
@@ -225,6 +231,12 @@ def load(
         raise ValueError(f"test_images: expected at most {len(test)}, all there are in {title}, got {test_images}")
     held_out_set, train_set = _subsets(pool, (held_out, n), seed, "train")
     return Splits(title, train_set, held_out_set, *_subsets(test, (test_images or len(test),), seed, "test"))
+
+
+def _grey(images: Tensor) -> Tensor:
+    """uint8 (n, 3, h, w) -> (n, 1, h, w), Pillow's luma in its whole numbers: a grey image stays as it is."""
+    weights = torch.tensor([19595, 38470, 7471])[:, None, None]
+    return torch.cat([((part * weights).sum(1, keepdim=True) + 0x8000 >> 16).byte() for part in images.split(1000)])
 
 
 def of_classes(splits: Splits, classes: Sequence[str]) -> Splits:

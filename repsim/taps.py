@@ -217,17 +217,26 @@ class Tap(NamedTuple):
 
 
 def survey(
-    model: nn.Module, layers: Layers, inputs: Inputs, reduction: Reduction, transform: Callable | None = None
+    model: nn.Module,
+    layers: Layers,
+    inputs: Inputs,
+    reduction: Reduction | Mapping[str, Reduction],
+    transform: Callable | None = None,
+    default: str = "none",
 ) -> dict[str, Tap]:
     """The layers to tap, tried on three images of a batch: what cannot be used is told at once, before any long work.
 
     Of those that "all", a pattern or a type stands for, what is never called or gives no row an image is left out, and named
-    in a warning; what is called k times becomes `path@1` to `path@k`. Raises as `pooled`.
+    in a warning; what is called k times becomes `path@1` to `path@k`. `default` is the reduction of layers that a mapping does
+    not name. Raises as `pooled`.
     """
     model = unwrapped(model)
     wanted, modules, names = _choice(model, layers), _modules(model), defaultdict(list)
-    if not callable(reduction) and reduction not in REDUCTIONS:
-        raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)} or a function, got {reduction!r}")
+    reductions = reduction if isinstance(reduction, Mapping) else dict.fromkeys(wanted, reduction)
+    for name, value in reductions.items():
+        if name not in wanted or not (callable(value) or value in REDUCTIONS):
+            known = f"one of {', '.join(REDUCTIONS)} or a function, for layers {', '.join(wanted)}"
+            raise ValueError(f"reduction: expected {known}, got {value!r} for {name!r}")
     for name, (path, _) in wanted.items():
         names[modules[path.partition("@")[0]]].append(name)
     known: list[tuple[nn.Module, int, torch.Size]] = []  # as `_channels` keeps them
@@ -240,7 +249,7 @@ def survey(
         for name in names[module]:
             calls[name] += 1
             try:
-                tried.append((name, calls[name], _reducer(reduction, axis, x)))
+                tried.append((name, calls[name], _reducer(reductions.get(name, default), axis, x)))
             except ValueError as error:
                 tried.append((name, calls[name], str(error)))
 
@@ -345,7 +354,7 @@ def pooled(
     images: Tensor | Iterable,
     layers: Layers = None,
     *,
-    reduction: Reduction = "mean",
+    reduction: Reduction | Mapping[str, Reduction] = "mean",
     batch_size: int = 256,
     transform: Callable[[Inputs], Inputs] | None = None,
 ) -> dict[str, Tensor]:
@@ -356,7 +365,8 @@ def pooled(
             as for `batches`, whose labels are not used.
         layers: as for `resolve`.
         reduction: "mean" over all positions (pixels, tokens, padding too) of every channel, "cls" for the first token of
-            (n, t, c), "none" for all of it, or a function of a layer's output (m, ...) that gives (m, ...).
+            (n, t, c), "none" for all of it, or a function of a layer's output (m, ...) that gives (m, ...); or a mapping of
+            layers to those, "mean" for the others.
         transform: makes the network's input of a batch.
 
     Raises:
@@ -371,7 +381,7 @@ def pooled(
         parts[name].append(x.float().reshape(len(x), -1).cpu().clone())
 
     for x, _ in batches(images, batch_size, labels=False):
-        taps = taps or survey(model, layers, x, reduction, transform)
+        taps = taps or survey(model, layers, x, reduction, transform, "mean")
         run(model, taps, network_input(x, model, transform), keep)
     return {name: torch.cat(parts[name]) for name in taps}
 

@@ -653,6 +653,15 @@ def test_pixels_without_a_fixed_range_are_refused(tmp_path):
         read(tmp_path, Image.fromarray(np.ones((10, 10), np.float32)), "deep.tiff")
 
 
+def test_grey_images_on_request(tmp_path):
+    write(tmp_path / "pets", n=22)
+    colour, grey = (load(tmp_path / "pets", root=tmp_path, channels=channels) for channels in (3, 1))
+    assert grey.train.images.shape == (40, 1, 10, 10) and grey.test.labels.equal(colour.test.labels)
+    for image, expected in zip(grey.train.images, colour.train.images):
+        assert (image[0].numpy() == np.asarray(Image.fromarray(expected.permute(1, 2, 0).numpy()).convert("L"))).all()
+    assert load("shapes", train_images=20, channels=1).train.images.shape == (20, 1, 32, 32)
+
+
 def test_what_is_hidden_is_no_image(tmp_path):
     write(tmp_path / ".cache" / "pets", n=12)  # hidden above the folder: no matter
     folder = tmp_path / ".cache" / "pets"

@@ -147,7 +147,10 @@ def test_tokens_may_be_chosen():
         assert got["heads"].shape == (9, 10) or callable(reduction)
         value = quiet({"a": model}, x, layers=[layer], reduction=reduction, features={"f": expected}, batch_size=9)
         assert value.matrix("a", "f").iloc[0, 0] == pytest.approx(1, abs=1e-6)
+    several = pooled(model, x, [layer, "heads"], reduction={layer: "cls"})
+    torch.testing.assert_close(several[layer], full[:, 0])
     for reduction, match in (
+        ({"no layer": "cls"}, "for 'no layer'"),
         ("max", "reduction: expected one of mean, cls, none"),
         (lambda out: out.sum(), "one row an image"),
     ):
@@ -339,13 +342,22 @@ def test_features_alone_have_layers_and_intervals():
     x, y = x[order], y[order]
     clip = {"early": x.numpy(), "late": pd.DataFrame(x.numpy()).clip(0)}
     dino = {"block": x.tanh()[:, :, None], 3: x[:, :5].tolist()}
-    got = quiet(features={"clip": clip, "dino": dino}, labels=y.numpy(), batch_size=20)
+    ids = [f"image-{i}" for i in order.tolist()]
+    names = {"clip": ids, "dino": np.array(ids), "images": pd.Series(ids)}
+    got = quiet(features={"clip": clip, "dino": dino}, labels=y.numpy(), ids=names, batch_size=20)
     assert got.streams == ("labels", "clip", "dino") and got.layers("dino") == ["block", "3"]
     assert got.table("clip", "dino")[["low", "high"]].notna().all(axis=None)
     whole = quiet(features={"clip": clip, "dino": dino}, batch_size=200).matrix("clip", "dino")
     for a, x_a in clip.items():
         for b, x_b in dino.items():
             assert whole.loc[a, str(b)] == pytest.approx(cka(x_a, x_b), abs=1e-5)
+    for names, match in (
+        ({"clip": ids, "dino": ids[::-1]}, "'dino' differs from 'clip' at row 0"),
+        ({"clip": ids[:-1]}, "expected 200 for 'clip', one a row, got 199"),
+        ({"bert": ids}, "ids: expected names of features, or images, got 'bert'"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            compare(features={"clip": clip, "dino": dino}, ids=names)
     for features, match in (
         ({"clip": clip, "dino": {"block": x[:100]}}, "dino/block: expected one row an image, got 100 for 200"),
         ({"clip": {"early": x / 0}}, "features, clip/early: expected finite values"),
