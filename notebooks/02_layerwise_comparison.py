@@ -126,13 +126,13 @@ left = [residual_of(grid(name), *others) for name in ("sl-0", f"simclr-{last}")]
 by_hand = np.corrcoef(*left)[0, 1]
 assert np.isclose(by_hand, claims.partial_correlation(grid("sl-0"), grid(f"simclr-{last}"), *others))
 plain = np.corrcoef(grid("sl-0"), grid(f"simclr-{last}"))[0, 1]
-charts.sentence(f"SL's seed 0 with SimCLR's seed {last}: the grids correlate at {{}}; given the untrained ones, at {{}}.", plain, by_hand)
+charts.markdown(f"SL's seed 0 with SimCLR's seed {last}: the grids correlate at {plain:.2f}; given the untrained ones, at {by_hand:.2f}.")
 
 # %% [markdown]
 # ## C2: every layer with every layer, across objectives
 
 # %%
-charts.heatmap(comparison.table("sl-0", f"simclr-{last}"), title="SL (rows) with SimCLR (columns)", linked=True)
+charts.heatmap(comparison.table("sl-0", f"simclr-{last}"), title="SL (rows) with SimCLR (columns)")
 
 # %% [markdown]
 # The diagonal of that map, layer with same-named layer, is the curve at the top of this chapter. On its own it means little: seeds

@@ -191,7 +191,8 @@ def demonstration():
 
 
 table = study.table("null", demonstration)
-charts.sentence("Two *untrained* networks at the end of stage 3: CKA {}, the highest of 1,000 shuffles {}.", *table.iloc[0])
+observed, highest = table.iloc[0]
+charts.markdown(f"Two *untrained* networks at the end of stage 3: CKA {observed:.2f}, the highest of 1,000 shuffles {highest:.2f}.")
 
 # %% [markdown]
 # This null is easy to beat: even untrained networks exceed it, as they see the same images. It rules out noise, not trivial causes such as shared

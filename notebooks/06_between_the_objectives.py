@@ -284,8 +284,10 @@ charts.markdown(
 
 # %%
 kinds = [layer for layer in evidence.layers if layer.startswith("layer")]
+curves = evidence.curves(evidence.angle, STEPS, kinds)
+residual = curves.layer.str.endswith("residual")
 charts.lines(
-    evidence.curves(evidence.angle, STEPS, kinds),
+    curves.assign(kind=residual.map({False: "post-residual layers", True: "residual layers"})).sort_values("kind", kind="stable"),
     y="value",
     panel="kind",
     y_title="angle, degrees",

@@ -183,7 +183,7 @@ charts.markdown(
 # $$a_i(t) = \operatorname*{mean}_{l \,\in\, \text{stages 2, 3}} \left[\rho_{\mathrm{SL},\mathrm{SC},i}(l, t) - \rho_{\mathrm{SL},U,i}(l, t)\right], \qquad
 # d_i(t) = \rho_{\mathrm{SL},\mathrm{SC},i}(m, t) - \rho_{\mathrm{SL},\mathrm{SC},i}(e, t),$$
 #
-# with $l$ the outputs of blocks, $m$ the last block of stage 3 and $e$ that of stage 4. The figure shows $\rho$ itself, block by block. Choose a moment below it.
+# with $l$ the outputs of blocks, $m$ the last block of stage 3 and $e$ that of stage 4. The figure shows $\rho$ itself, block by block, a panel for each moment.
 
 # %%
 pairs = [("sl", "simclr"), ("sl", "untrained"), ("simclr", "untrained")]
@@ -192,11 +192,12 @@ rows = [
     for share, block, pair in itertools.product(shares, blocks, pairs)
 ]
 table = pd.DataFrame(rows, columns=["share", "layer", "pair", "value", "low", "high"])
-look = dict(y_title="similarity relative to seeds", rules={"as two seeds": 1.0})
-charts.lines(table, y="value", slider="share", title="Every block, moment by moment", **look)
+table["moment"] = [charts.percent(share) for share in table.share]
+look = dict(y_title="relative to seeds", rules={"as two seeds": 1.0})
+charts.lines(table, y="value", panel="moment", title="Every block, moment by moment: similarity relative to seeds", **look)
 
 # %% [markdown]
-# *How to read it.* Thin grey is the beginning, where all lines lie at 1. A line that sinks says that training drew the two apart; where SL's line with SimCLR
+# *How to read it.* In the beginning all lines lie at 1. A line that sinks says that training drew the two apart; where SL's line with SimCLR
 # stays above its line with untrained networks, the two objectives moved in the same direction.
 #
 # **What each network leaves.** Every network is compared with every other one at every moment, but not all have to be at hand at once: once a network has left

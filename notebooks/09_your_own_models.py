@@ -153,7 +153,7 @@ worst = scaled.curve("study's scale", "ImageNet's").cka.min()
 loader = torch.utils.data.DataLoader(list(zip(images, labels)), batch_size=batch_size)
 streamed = cka.compare(networks, loader, layers=layers)
 assert (streamed.matrix(one, other) - comparison.matrix(one, other)).abs().max(axis=None) < 1e-4
-charts.sentence("Saved and loaded weights agree in every layer, and a loader gives the same numbers. ImageNet's scale in place of the study's lowers CKA to {} in one layer.", worst)
+charts.markdown(f"Saved and loaded weights agree in every layer, and a loader gives the same numbers. ImageNet's scale in place of the study's lowers CKA to {worst:.2f} in one layer.")
 
 # %% [markdown]
 # ## When something does not fit

@@ -3,7 +3,8 @@
 A figure is interactive where Vega-Lite 5 is known (JupyterLab, the report) and a PNG with alt text everywhere else. It is at most
 WIDTH pixels wide; `width=390` makes one for a phone. Tables hold keys ("sl-simclr", "ce_views"), figures show `name(key)` in its
 colour. What is undefined (NaN) is a hatched cell or a gap. On a machine without altair, vl_convert or fonts every figure is None,
-and texts are printed. Figures are dark on white; a page in dark mode can invert all but pictures and heatmaps.
+and texts are printed. A table that is empty or lacks a column is a ValueError. Figures are dark on white; a page in dark mode can
+invert all but pictures and heatmaps.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from __future__ import annotations
 import base64
 import functools
 import io
+import itertools
 import json
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,13 +25,12 @@ import pandas as pd
 from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
-from repsim.comparison import jackknife
 from repsim.models import layer_kind, stage
 
 try:
     import altair as alt
     import vl_convert
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw, ImageFont, ImageOps
 
     ImageFont.load_default(12)
 except (ImportError, OSError):
@@ -81,8 +82,11 @@ NAMES = {key: title for key, (_, title) in MEANINGS.items()} | {
     "scale": "size",
     "pixels": "raw pixels",
     "validation_loss": "validation loss",
+    "share": "share of training",
+    "n": "images",
+    "value": "",  # a column's name, which says nothing of the quantity
 }
-AXES = {"share": "share of training", "n": "images"}  # of lines
+Chart = "alt.TopLevelMixin | None"
 VERDICTS: Mapping[str, tuple[str, str]] = {  # colour and sign
     "supported": ("#00735c", "✔"),
     "contradicted": ("#a3260f", "✘"),
@@ -94,7 +98,7 @@ SIGNS = "DejaVu Sans, Segoe UI Symbol, sans-serif"  # a font that has the signs
 FAMILIES = {"measure": "#5b2a86", "control": "#b35900", "estimator": "#00788a"}  # of attacks
 
 
-# ----- names, colours, texts
+# ----- names, texts
 
 
 def objective(network: str) -> str:
@@ -102,7 +106,7 @@ def objective(network: str) -> str:
     return re.sub(r"-\d+$", "", network.split("@")[0])
 
 
-def pair(a: str, b: str) -> str:
+def pair(a: str, b: str = "labels") -> str:
     """The key of two networks: "sl-0" and "simclr-1" -> "sl-simclr"; of one and its view, labels or pixels -> "sl"."""
     known = [*COLOURS]
     a, b = sorted((a, b), key=lambda s: known.index(objective(s)) if objective(s) in COLOURS else len(known))
@@ -126,8 +130,7 @@ def name(key: Any) -> str:
 
 def short(layer: str) -> str:
     """A layer's name on an axis: "layer1.0.residual" -> "1.0 res", "layer1.0" -> "1.0", any other unchanged."""
-    match = re.fullmatch(r"layer(\d+\.\d+)(\.residual)?", layer)
-    return layer if match is None else match[1] + (" res" if match[2] else "")
+    return re.sub(r"^layer(\d+\.\d+)(?:(\.res)idual)?$", lambda m: m[1] + " res" * bool(m[2]), layer)
 
 
 def percent(share: float) -> str:
@@ -135,15 +138,10 @@ def percent(share: float) -> str:
     return f"{100 * share:.2g} %" if 0 < share < 1 else "100 %" if share else "start"
 
 
-def contrast(colour: str, ground: str = WHITE) -> float:
-    """Contrast ratio, 1 to 21, of two colours like "#0072b2" (Web Content Accessibility Guidelines 2.2)."""
-
-    def luminance(text: str) -> float:
-        rgb = np.array([int(text[i : i + 2], 16) for i in (1, 3, 5)]) / 255
-        return float(np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722])
-
-    dark, light = sorted((luminance(colour), luminance(ground)))
-    return (light + 0.05) / (dark + 0.05)
+def estimate(value: float, low: float = np.nan, high: float = np.nan) -> str:
+    """ "0.30 [0.25, 0.35]", without an interval "0.30", "not defined" for NaN."""
+    interval = f" [{low:z.2f}, {high:z.2f}]" if np.isfinite(low) else ""
+    return f"{value:z.2f}{interval}" if np.isfinite(value) else "not defined"
 
 
 class Text(str):
@@ -172,13 +170,16 @@ def show(*things: Any) -> None:
 
 def markdown(*parts: str | pd.DataFrame) -> Text:
     """Texts and tables (no index; floats with two decimals) as paragraphs of Markdown, printed where there is no notebook."""
+
+    def row(cells: Iterable[Any]) -> str:
+        texts = (f"{cell:z.2f}" if isinstance(cell, float) else str(cell) for cell in cells)
+        return "| " + " | ".join(text.replace("|", "\\|").replace("\n", " ") for text in texts) + " |"
+
     texts = []
     for part in parts:
         if isinstance(part, pd.DataFrame):
             rows = [part.columns, ["---"] * part.shape[1], *part.itertuples(index=False)]
-            cells = [[f"{c:z.2f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
-            inner = (" | ".join(c.replace("|", "\\|").replace("\n", " ") for c in row) for row in cells)
-            part = "\n".join(f"| {row} |" for row in inner)
+            part = "\n".join(map(row, rows))
         texts.append(part)
     text = Text("\n\n".join(texts))
     if not notebook():
@@ -186,27 +187,12 @@ def markdown(*parts: str | pd.DataFrame) -> Text:
     return text
 
 
-def sentence(template: str, *values: Any) -> Text:
-    """Markdown with each {} of the template filled by a number, or by "value [low, high]", both with two decimals.
-
-    values: numbers, triples (value, low, high), or replicates (1 + folds,): of everything, then without each fold (`jackknife`).
-    """
-
-    def filled(value: Any) -> str:
-        numbers = np.atleast_1d(np.asarray(value, dtype=float))
-        if not isinstance(value, tuple) and len(numbers) > 1:
-            numbers = jackknife(numbers, np.ones(len(numbers) - 1))
-        return f"{numbers[0]:z.2f}" + (f" [{numbers[1]:z.2f}, {numbers[2]:z.2f}]" if len(numbers) == 3 else "")
-
-    return markdown(template.format(*map(filled, values)))
-
-
-def _alt(what: str, rows: pd.DataFrame, by: Sequence[str] = ("name",)) -> str:
+def _alt(what: str, rows: pd.DataFrame, *by: str) -> str:
     """An alt text: what is shown, then for each name the range of its values; a long list ends with a count."""
     words = []
-    for names, values in rows.groupby(list(by), sort=False, dropna=False)["value"]:
-        ends = dict.fromkeys(f"{v:z.2f}" for v in (values.min(), values.max()))
-        words.append(f"{', '.join(n for n in map(str, names) if n)} {' to '.join(ends)}".replace("nan", "not defined"))
+    for names, values in rows.groupby(list(by), sort=False)["value"]:
+        ends = dict.fromkeys(estimate(end) for end in (values.min(), values.max()))
+        words.append(f"{', '.join(n for n in map(str, names) if n)} {' to '.join(ends)}")
     more = f"; and {len(words) - 24} more" if len(words) > 24 else ""
     return f"{what}. {'; '.join(words[:24])}{more}."
 
@@ -216,12 +202,7 @@ def _alt(what: str, rows: pd.DataFrame, by: Sequence[str] = ("name",)) -> str:
 
 def figure(draw: Callable) -> Callable:
     """A primitive that is None where the packages for figures are missing."""
-
-    @functools.wraps(draw)
-    def made(*args: Any, **options: Any) -> Any:
-        return None if alt is None else draw(*args, **options)
-
-    return made
+    return functools.wraps(draw)(lambda *args, **options: None if alt is None else draw(*args, **options))
 
 
 def use() -> None:
@@ -245,7 +226,6 @@ def theme() -> dict[str, Any]:
         "axis": text | axis,
         "legend": text | {"labelLimit": 260, "columnPadding": 18},
         "view": {"stroke": GRID},
-        "line": {"strokeJoin": "round"},
     }
 
 
@@ -254,22 +234,13 @@ def bundle(spec: dict[str, Any], **_: Any) -> tuple[dict[str, Any], dict[str, An
 
     The text is the title alone, so that stored outputs compare equal where numbers differ; the alt text is metadata.
     """
-    rounded = {key: [_rounded(row) for row in rows] for key, rows in spec.get("datasets", {}).items()}
-    spec = {**spec, "$schema": "https://vega.github.io/schema/vega-lite/v5.json", "datasets": rounded}
+    spec = spec | {"$schema": "https://vega.github.io/schema/vega-lite/v5.json"}
     png = vl_convert.vegalite_to_png(spec, vl_version=VEGA_LITE, scale=SCALE)
     image = Image.open(io.BytesIO(png)).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
     title = spec.get("title") or "Chart"
-    title = title.get("text") or "Chart" if isinstance(title, dict) else title
-    title = " ".join(title) if isinstance(title, list) else title
+    title = title["text"] if isinstance(title, dict) else title
     pictures, about = Picture(image, title, spec.get("description"), scale=SCALE)._repr_mimebundle_()
     return {MIME: spec, **pictures}, about
-
-
-def _rounded(row: Any) -> Any:
-    """Numbers of a table's row with 5 significant digits, more than any figure shows: a notebook stays small."""
-    if isinstance(row, dict):
-        return {key: float(f"{value:.5g}") if isinstance(value, float) else value for key, value in row.items()}
-    return row
 
 
 class Picture:
@@ -291,11 +262,6 @@ class Picture:
 
 # ----- what the primitives share
 
-TIP = (  # a value with its interval, or that it is undefined
-    "isValid(datum.value) ? format(datum.value, '.2f') + (isValid(datum.low) ? ' [' + format(datum.low, '.2f') + ', '"
-    " + format(datum.high, '.2f') + ']' : '') : 'not defined'"
-)
-
 
 def _frame(table: pd.DataFrame, **columns: str | None) -> pd.DataFrame:
     """Columns of a table, and low and high, under names of ours: no name of a user's gets into a Vega expression."""
@@ -306,7 +272,11 @@ def _frame(table: pd.DataFrame, **columns: str | None) -> pd.DataFrame:
     if table.empty:
         raise ValueError("table: expected at least one row, got none; check how it was selected")
     columns |= {bound: bound for bound in ("low", "high") if bound in table}
-    return pd.DataFrame({ours: table[column].to_numpy() for ours, column in columns.items()})
+    rows = pd.DataFrame({ours: table[column].to_numpy() for ours, column in columns.items()})
+    for column in rows.select_dtypes("float"):  # more digits than any figure shows would make notebooks large
+        rows[column] = [float(f"{number:.5g}") for number in rows[column]]
+    numbers = rows[[column for column in ("value", "low", "high") if column in rows]].to_numpy()
+    return rows.assign(shown=[estimate(*row) for row in numbers]) if "value" in rows else rows
 
 
 def _numbers(rows: pd.DataFrame, *columns: str) -> list[float]:
@@ -315,41 +285,8 @@ def _numbers(rows: pd.DataFrame, *columns: str) -> list[float]:
     return values[np.isfinite(values)].tolist()
 
 
-def _unique(values: Iterable[Any]) -> list[Any]:
-    return list(dict.fromkeys(values))
-
-
-def _paint(keys: Iterable[str], legend: alt.Legend | None = None) -> tuple[dict[str, str], alt.Color]:
-    """Name -> colour, where a key of no known meaning has one that the others do not use; and the encoding of it."""
-    keys = _unique(map(str, keys))
-    spare = [c for c in reversed(COLOURS.values()) if c not in {COLOURS.get(key) for key in keys}] + [INK] * len(keys)
-    colours = {name(key): COLOURS[key] if key in COLOURS else spare.pop(0) for key in keys}
-    return colours, alt.Color("name:N", scale=alt.Scale(domain=[*colours], range=[*colours.values()]), legend=legend)
-
-
-def _hue(field: str = "colour", channel: str = "Color") -> Any:
-    """A column of colours as they are."""
-    return getattr(alt, channel)(f"{field}:N", scale=None)
-
-
-def _title(text: Any) -> str:
-    """A title of an axis, a legend or a tooltip; Vega-Lite writes it into expressions and escapes neither of these signs."""
-    return str(text).translate({ord("\\"): "∖", ord('"'): "”"})
-
-
-def _tips(format: str = "", **titles: str) -> list[alt.Tooltip]:
-    """Fields that pointers show, with titles."""
-    look = {"type": "quantitative", "format": format} if format else {"type": "nominal"}
-    return [alt.Tooltip(field, title=_title(title), **look) for field, title in titles.items()]
-
-
-def _starts(layers: Sequence[str]) -> list[int]:
-    """Where a new stage begins."""
-    return [i for i in range(1, len(layers)) if stage(layers[i]) != stage(layers[i - 1])]
-
-
 def _extent(values: Sequence[float], span: float = 0.1) -> list[float]:
-    """The axis of some values: `span` long at least, from 0 to 1 if they take half of that, not below 0 if no value is."""
+    """The axis of some values: `span` long at least, as noise is not to be magnified; 0 to 1 if they take half of that."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     if 0 <= low and high <= 1 and high - low > 0.5:
         return [0.0, 1.0]
@@ -358,19 +295,60 @@ def _extent(values: Sequence[float], span: float = 0.1) -> list[float]:
     return [bottom, max(high + margin, bottom + span)]
 
 
+def _paint(keys: Iterable[str], legend: alt.Legend | None = None) -> tuple[dict[str, str], alt.Color]:
+    """Name -> colour, where a key of no known meaning has one that the others do not use; and the encoding of it."""
+    known, names = {NAMES[key]: colour for key, colour in COLOURS.items()}, list(dict.fromkeys(map(name, keys)))
+    spare = [c for c in reversed(COLOURS.values()) if c not in {known.get(n) for n in names}] + [INK] * len(names)
+    colours = {n: known[n] if n in known else spare.pop(0) for n in names}
+    return colours, alt.Color("name:N", scale=alt.Scale(domain=[*colours], range=[*colours.values()]), legend=legend)
+
+
+def _as_is(channel: str, field: str) -> Any:
+    """An encoding of colours (Color, Fill) or pixels (X, Y) that a column holds."""
+    look = {"type": "quantitative", "axis": None} if channel in "XY" else {"type": "nominal"}
+    return getattr(alt, channel)(field, scale=None, **look)
+
+
+def _title(text: Any) -> str:
+    """A title of an axis, a legend or a tooltip; Vega-Lite writes it into expressions and escapes neither of these signs."""
+    return str(text).translate({ord("\\"): "∖", ord('"'): "”"})
+
+
+def _tips(**titles: str) -> list[alt.Tooltip]:
+    """Fields that pointers show, with titles."""
+    return [alt.Tooltip(f"{field}:N", title=_title(title or "value")) for field, title in titles.items()]
+
+
 def _axis(channel: str, limits: Sequence[float], title: str | None, **look: Any) -> Callable[[str], Any]:
     """field -> its encoding on an axis, at whose ends what lies beyond is drawn."""
     scale = alt.Scale(domain=[float(end) for end in limits], nice=False, clamp=True)
     axis = alt.Axis(**{"tickCount": 5, "minExtent": 32 if channel == "Y" else 0} | look)
-    title = title and _title(title)
-    return lambda field: getattr(alt, channel)(f"{field}:Q", title=title, scale=scale, axis=axis)
+    return lambda field: getattr(alt, channel)(f"{field}:Q", title=title and _title(title), scale=scale, axis=axis)
+
+
+def _layer_axis(channel: str, field: str, layers: Sequence[str], title: str | None, size: float, **look: Any) -> Any:
+    """The encoding of layers on an axis of some pixels, in their order."""
+    look |= {"labelExpr": json.dumps({n: short(n) for n in layers}) + "[datum.value]", "labelLimit": 120}
+    look |= {"labelOverlap": size < 12 * len(layers) and "parity", "title": title and _title(title)}
+    scale = alt.Scale(type="band", domain=[*layers], paddingInner=0, paddingOuter=0)
+    return getattr(alt, channel)(field, type="ordinal", sort=[*layers], scale=scale, axis=alt.Axis(**look))
+
+
+def _edges(encoding: Any, *looks: Mapping[str, Any]) -> list[alt.Chart]:
+    """Rules where stages begin on an axis of layers."""
+    layers = encoding["scale"]["domain"]
+    starts = [n for before, n in itertools.pairwise(layers) if stage(n) != stage(before)]
+    at = type(encoding)("start", type="ordinal", bandPosition=0, scale=encoding["scale"])
+    base = alt.Chart(pd.DataFrame({"start": starts}, dtype=object))
+    return [base.mark_rule(aria=False, **look).encode(at) for look in looks if starts]
 
 
 def _text(frame: pd.DataFrame, **look: Any) -> alt.Chart:
-    """The column `text`, in the colours of `colour` if there is one; screen readers pass over it, as the alt text has it."""
-    look = {"align": "left", "baseline": "middle", "fontSize": 12.5, "color": INK, "aria": False} | look
-    marks = alt.Chart(frame).mark_text(**look).encode(text="text:N")
-    return marks.encode(color=_hue()) if "colour" in frame else marks
+    """Texts of one or more lines around pixels x and y; screen readers pass over them, as the alt text has them."""
+    look = {"align": "left", "baseline": "middle", "fontSize": 12.5, "lineHeight": LINE, "aria": False} | look
+    frame = frame.assign(y=frame["y"] - LINE / 2 * frame["text"].str.count("\n"))  # of the first line
+    marks = alt.Chart(frame).mark_text(lineBreak="\n", **look)
+    return marks.encode(x=_as_is("X", "x"), y=_as_is("Y", "y"), color=_as_is("Color", "colour"), text="text:N")
 
 
 def _apart(places: Sequence[float], sizes: Sequence[float], length: float) -> np.ndarray:
@@ -383,120 +361,64 @@ def _apart(places: Sequence[float], sizes: Sequence[float], length: float) -> np
     return moved
 
 
-def _labels(named: Sequence[tuple[str, str, float]], limits: Sequence[float], height: float) -> pd.DataFrame:
-    """(name, colour, value) -> a row per line of text at the height of its value, or as near as texts do not overlap."""
-    wrapped, unit = [textwrap.wrap(text, 20) or [""] for text, _, _ in named], (limits[1] - limits[0]) / height
-    places = [(limits[1] - np.clip(v, *limits)) / unit for _, _, v in named]
-    moved = limits[1] - unit * _apart(places, [LINE * len(parts) for parts in wrapped], height)
-    rows = [
-        (part, colour, value, middle, whole, middle - unit * LINE * (k - (len(parts) - 1) / 2))
-        for (whole, colour, value), parts, middle in zip(named, wrapped, moved)
-        for k, part in enumerate(parts)
-    ]
-    return pd.DataFrame(rows, columns=["text", "colour", "value", "middle", "name", "y"])
+def _labels(values: Mapping[str, float], colours: Mapping[str, str], limits: Any, height: float) -> pd.DataFrame:
+    """name, text, colour, end (pixels at the height of the value) and y (as near to it as texts do not overlap)."""
+    (low, high), frame = limits, pd.DataFrame({"name": [*values], "end": [*values.values()]})
+    frame["end"] = height * (high - frame["end"].clip(low, high)) / (high - low)
+    frame["text"] = ["\n".join(textwrap.wrap(n, 20)) for n in values]
+    frame["colour"] = frame["name"].map(colours).fillna(MUTED)
+    return frame.assign(y=_apart(frame["end"], LINE * (1 + frame["text"].str.count("\n")), height))
 
 
 def _together(panels: Mapping[str, alt.LayerChart], columns: int, title: Any, words: str) -> alt.TopLevelMixin:
     """One figure of panels with headings."""
     charts = []
     for heading, panel in panels.items():
-        if heading:
-            text = textwrap.wrap(heading, max(20, int(panel.width + 60) // 7))
-            panel = panel.properties(title=alt.Title(text, fontSize=13, fontWeight="normal", offset=6))
-        charts.append(panel)
+        text = textwrap.wrap(heading, max(20, int(panel.width + 60) // 7))
+        heads = {"title": alt.Title(text, fontSize=13, fontWeight="normal", offset=6)} if heading else {}
+        charts.append(panel.properties(**heads))
     chart = charts[0] if len(charts) == 1 else alt.concat(*charts, columns=columns, spacing=20)
     return chart.properties(title=title, description=words)
 
 
-# ----- heatmaps
+# ----- the primitives
 
 
 @figure
-def heatmap(
-    table: pd.DataFrame,
-    *,
-    color: str = "cka",
-    title: str | None = None,
-    color_title: str | None = None,
-    linked: bool = False,
-    width: int = WIDTH,
-) -> alt.TopLevelMixin | None:
+def heatmap(table: pd.DataFrame, *, color: str = "cka", title: str | None = None, width: int = WIDTH) -> Chart:
     """Every layer of one stream with every layer of another: a panel for each pair (a, b) of the table.
 
     Args:
         table: a row per cell: a, b, layer_a (rows), layer_b (columns), the value in `color` (0 to 1); low and high if known.
-        linked: the row that was clicked, or chosen from a menu, is a curve beside the map. One pair only.
-
-    Raises:
-        ValueError: a column is missing, the table is empty, or `linked` with more than one pair.
     """
     cells = _frame(table, a="a", b="b", layer_a="layer_a", layer_b="layer_b", value=color)
     cells["name"] = [f"{name(a)} with {name(b)}" for a, b in zip(cells["a"], cells["b"])]
-    label, pairs = color_title or name(color), dict([*cells.groupby(["a", "b"], sort=False)])
-    if linked and len(pairs) > 1:
-        raise ValueError(f"linked: expected a table of one pair, got {len(pairs)}; draw one linked chart for each")
+    label, pairs = name(color), dict([*cells.groupby("name", sort=False)])
     widest = max(part["layer_b"].nunique() for part in pairs.values())
     columns = 2 if len(pairs) > 1 and 2 * (13 * widest + 150) <= width else 1
-    step = int(np.clip((width / (1.75 if linked else columns) - 150) / widest, 5, 21))
-    maps = [_map(part, str(a), str(b), label, step, linked) for (a, b), part in pairs.items()]
+    step, panels = int(np.clip((width / columns - 150) / widest, 5, 21)), {}
+    for heading, part in pairs.items():
+        (a, b), sides = part[["a", "b"]].iloc[0], [part[column].unique().tolist() for column in ("layer_a", "layer_b")]
+        height, across = (step * len(layers) for layers in sides)
+        look = {"ticks": False, "domain": False, "labelPadding": 4}
+        y = _layer_axis("Y", "layer_a", sides[0], f"{name(a)}, layer", height, **look)
+        x = _layer_axis("X", "layer_b", sides[1], f"{name(b)}, layer", across, labelAngle=-90, **look)
+        tips = _tips(layer_a=f"{a} (row)", layer_b=f"{b} (column)", shown=label)
+        base = alt.Chart(part.drop(columns=["a", "b", "name"])).encode(x=x, y=y, tooltip=tips)
+        legend = alt.Legend(title=_title(label), gradientLength=min(height, 220), gradientThickness=14)
+        scale = alt.Scale(scheme="viridis", domain=[0, 1], clamp=True)  # below 0 as 0
+        parts = [base.mark_rect().encode(color=alt.Color("value:Q", scale=scale, legend=legend))]
+        if part["value"].isna().any():
+            gaps, look = base.transform_filter("!isValid(datum.value)"), {"filled": False, "opacity": 1}
+            hatch = gaps.mark_point(shape="M-1,1L1,-1M-1,0L0,-1M0,1L1,0", size=(step - 2) ** 2, stroke=MUTED, **look)
+            parts += [gaps.mark_rect(color=BAND), hatch.encode(strokeWidth=alt.value(1))]
+        for side in (y, x):
+            parts += _edges(side, {"strokeWidth": 2.6, "color": WHITE}, {"strokeWidth": 0.9, "color": INK})
+        panels[heading if len(pairs) > 1 else ""] = alt.layer(*parts).properties(width=across, height=height)
     gaps = f"; {cells['value'].isna().sum()} cells not defined" if cells["value"].isna().any() else ""
-    words = _alt(f"Heatmap of {label}, {widest} layers from the input (left, top) to the output{gaps}", cells)
-    names = _unique(cells["name"])
-    title = title or f"{label}, every layer of {names[0].replace(' with ', ' with every layer of ', 1)}"
-    return _together(dict(zip(names if len(pairs) > 1 else [""], maps)), columns, title, words)
-
-
-def _map(cells: pd.DataFrame, a: str, b: str, label: str, step: int, linked: bool) -> alt.TopLevelMixin:
-    rows, columns = _unique(cells["layer_a"]), _unique(cells["layer_b"])
-    size = {"width": step * len(columns), "height": step * len(rows)}
-    cells = cells.drop(columns=["a", "b", "name"])
-
-    def axis(channel: Any, field: str, network: str, layers: Sequence[str], **look: Any) -> Any:
-        look |= {"labelExpr": json.dumps({n: short(n) for n in layers}) + "[datum.value]", "labelLimit": 120}
-        look |= {"ticks": False, "domain": False, "labelPadding": 4, "labelOverlap": step < 12 and "parity"}
-        scale = alt.Scale(type="band", domain=layers, paddingInner=0, paddingOuter=0)
-        return channel(
-            field, type="ordinal", scale=scale, axis=alt.Axis(title=_title(f"{name(network)}, layer"), **look)
-        )
-
-    y, x = axis(alt.Y, "layer_a", a, rows), axis(alt.X, "layer_b", b, columns, labelAngle=-90)
-    tips = _tips(layer_a=f"{a} (row)", layer_b=f"{b} (column)", shown=label)
-    base = alt.Chart(cells).transform_calculate(shown=TIP).encode(x=x, y=y, tooltip=tips)
-    legend = alt.Legend(title=_title(label), gradientLength=min(size["height"], 220), gradientThickness=14)
-    scale = alt.Scale(scheme="viridis", domain=[0, 1], clamp=True)  # below 0 as 0
-    parts = [base.mark_rect().encode(color=alt.Color("value:Q", scale=scale, legend=legend))]
-    if cells["value"].isna().any():
-        gaps, look = base.transform_filter("!isValid(datum.value)"), {"filled": False, "opacity": 1, "strokeWidth": 1}
-        hatch = gaps.mark_point(shape="M-1,1L1,-1M-1,0L0,-1M0,1L1,0", size=(step - 2) ** 2, stroke=MUTED, **look)
-        parts += [gaps.mark_rect(color=BAND), hatch]
-    for side, own, layers in (("y", y, rows), ("x", x, columns)):
-        edges = alt.Chart(pd.DataFrame({"layer": [layers[i] for i in _starts(layers)]}, dtype=object))
-        edge = type(own)("layer", type="ordinal", bandPosition=0, scale=own["scale"])
-        for thick, colour in ((2.6, WHITE), (0.9, INK)) if _starts(layers) else ():
-            parts.append(edges.mark_rule(strokeWidth=thick, color=colour, aria=False).encode(**{side: edge}))
-    if not linked:
-        return alt.layer(*parts).properties(**size)
-    first = next((n for n in reversed(rows) if layer_kind(n) == "post-residual"), rows[-1])
-    menu = {"bind": alt.binding_select(options=rows, name=f"{a}, layer "), "value": [{"layer_a": first}]}
-    row = alt.selection_point("row", fields=["layer_a"], on="click", clear=False, toggle=False, empty=False, **menu)
-    parts[0] = parts[0].add_params(row).properties(name="cells")
-    texts = pd.DataFrame({"layer_a": rows, "text": [f"{name(a)}, {n} (outlined)" for n in rows]})
-    outline = alt.Chart(texts).transform_filter(row).mark_rect(fill=None, stroke=CHOSEN, strokeWidth=3, aria=False)
-    parts.append(outline.encode(y=y, x=alt.value(0), x2=alt.value(size["width"])))
-    cells = cells.assign(at=cells["layer_b"].map(columns.index), open=cells["layer_b"].map(layer_kind) == "residual")
-    up = _axis("Y", (0, 1), label)
-    curve = alt.Chart(cells).transform_filter(row).transform_calculate(shown=TIP).encode(x=x, tooltip=tips)
-    beside = [curve.mark_line(color=CHOSEN, strokeWidth=2).encode(y=up("value"), order="at:Q", detail="open:N")]
-    if "low" in cells:
-        beside.append(curve.mark_rule(strokeWidth=5, opacity=0.3, color=CHOSEN).encode(y=up("low"), y2="high:Q"))
-    fill = alt.condition("datum.open", alt.value(WHITE), alt.value(CHOSEN))
-    beside.append(curve.mark_point(stroke=CHOSEN, size=44, opacity=1).encode(y=up("value"), fill=fill))
-    beside.append(_text(texts, color=CHOSEN).transform_filter(row).encode(x=alt.value(0), y=alt.value(-12)))
-    beside = alt.layer(*beside).properties(width=max(240, 13 * len(columns)), height=size["height"])
-    return alt.hconcat(alt.layer(*parts).properties(**size), beside, spacing=24)
-
-
-# ----- lines, paths, bars
+    words = _alt(f"Heatmap of {label}, {widest} layers from the input (left, top) to the output{gaps}", cells, "name")
+    first = next(iter(pairs)).replace(" with ", " with every layer of ", 1)
+    return _together(panels, columns, title or f"{label}, every layer of {first}", words)
 
 
 @figure
@@ -506,169 +428,113 @@ def lines(
     y: str = "cka",
     color: str = "pair",
     panel: str | None = None,
-    slider: str | None = None,
     *,
-    line: str | None = None,
     title: str | None = None,
     y_title: str | None = None,
     domain: Sequence[float] | None = None,
-    span: float = 0.1,
     shared: bool = True,
     log: bool = False,
     rules: Mapping[str, float] | None = None,
     width: int = WIDTH,
-) -> alt.TopLevelMixin | None:
+) -> Chart:
     """Lines over layers, epochs, shares of training or numbers of images, with their names at their ends.
 
     More than six names become a legend. Up to five lines of a panel have bands from `low` to `high`; pointers show all intervals.
 
     Args:
         table: a row per point. x: "layer" (or layer_a; residual layers are a line of open points) or a number.
-        color: what a colour means, a key or a name; if missing made of a and b (`pair`) or of network (`objective`).
-        panel: a panel for each value; "kind" sets post-residual and residual layers side by side.
-        slider: moments, of which a reader chooses one; a picture shows the last. Thin grey is the first.
-        line: what tells lines of one colour apart; a and b, or network, if not given.
-        domain: range of the y axis; if not given it fits the values and is at least `span` long, as noise is not to be magnified.
-        shared: panels have one y axis. log: of x, where 0 ("start") stands at half of the smallest positive value.
+        color: what a colour means, a key or a name; if missing made of a and b, or of network (`pair`).
+        panel: a panel for each value. domain: range of the y axis; if not given it fits the values, of all panels if `shared`.
+        log: of x: log(1 + x / the smallest positive x), so that 0 ("start") has a place.
         rules: name -> height of a dashed line, such as chance.
-
-    Raises:
-        ValueError: a column is missing or the table is empty.
     """
-    rows = _points(table, x, y, color, panel, slider, line)
-    moments = sorted(rows["moment"].unique())
-    rows["moment"] = rows["moment"].map(moments.index)
-    groups, label, rules = (
-        dict([*rows.groupby("panel", sort=False)]),
-        name(y) if y_title is None else y_title,
-        rules or {},
-    )
-    names = [set(part["name"]) for part in groups.values()]
-    few = len(groups) in (1, 2, 4)
+    rows, label, rules = _points(table, x, y, color, panel), name(y) if y_title is None else y_title, rules or {}
+    groups = dict([*rows.groupby("panel", sort=False)])
+    names, few = [set(part["name"]) for part in groups.values()], len(groups) in (1, 2, 4)
     direct = len(set().union(*names)) <= 6 and (few or all(n == names[0] for n in names))
     look = {"symbolType": "stroke", "symbolSize": 400, "symbolStrokeWidth": 2.4, "symbolOpacity": 1}
     legend = None if direct else alt.Legend(title=None, orient="top", columns=width // 230, **look)
     colours, paint = _paint(rows["key"], legend)
-    written = [*(colours if direct else ()), *rules]
-    margin = max([8 + 7 * len(text) for n in written for text in textwrap.wrap(n, 20)], default=0)
+    written = colours if direct else {}
+    margin = max([8 + 7 * len(text) for n in (*written, *rules) for text in textwrap.wrap(n, 20)], default=0)
     longest = max(part["x"].nunique() for part in groups.values())
-    for columns in [n for n in ((2, 1) if few else (3, 2, 1)) if n <= len(groups)]:
+    least, most = (12 * longest, 44 * longest) if x == "layer" else (190, 560)
+    for columns in range(min(len(groups), 2 if few else 3), 0, -1):
         plot = (width - 28 - 76 * columns - margin * (columns if columns < 3 else 1)) / columns
-        if plot >= (12 * longest if x == "layer" else 190):
+        if plot >= least:
             break
-    plot, height = min(plot, 44 * longest if x == "layer" else 560), {1: 300, 2: 250, 4: 220}.get(len(groups), 190)
+    plot, height, panels = min(plot, most), {1: 300, 2: 250, 4: 220}.get(len(groups), 190), {}
 
-    panels = {}
     for i, (heading, part) in enumerate(groups.items()):
-        bounds = _numbers(rows if shared else part, "value") + [*rules.values()]
-        limits = list(domain) if domain else _extent(bounds, span)
-        part, across, edges = _across(part.drop(columns=["key", "panel"]), x, log, plot, bool(heading))
+        limits = domain or _extent(_numbers(rows if shared else part, "value") + [*rules.values()])
         up = _axis("Y", limits, label if not shared or i % columns == 0 else None)
-        tips = _tips(line="line", x=AXES.get(x, x), shown=label)
-        every = alt.Chart(part).transform_calculate(shown=TIP).encode(x=across, color=paint, tooltip=tips)
-        every, marks = every.encode(detail=["line:N", "branch:N"]), [edges]
-        if slider:
-            first = every.transform_filter("datum.moment == 0").mark_line(strokeWidth=1.2)
-            marks.append(first.encode(y=up("value"), color=alt.value(RULE)))
-            every = every.transform_filter("datum.moment == now")
+        across = _across(part, x, log, plot, bool(heading))
+        part = part.drop(columns=["key", "panel"]).assign(fill=part["name"].map(colours).where(~part["open"], WHITE))
+        base = alt.Chart(part).encode(x=across, color=paint)
+        base = base.encode(detail=["line:N", "open:N"], tooltip=_tips(line="line", x=name(x), shown=label))
+        marks = _edges(across, {"color": RULE, "strokeDash": [2, 3]}) if x == "layer" else []
         if "low" in part and len(part[["line", "name"]].drop_duplicates()) <= 5:
-            marks.append(every.mark_area(opacity=0.16, aria=False).encode(y=up("low"), y2="high:Q"))
-        every = every.encode(y=up("value"))
-        marks.append(every.mark_line(strokeWidth=2.2))
-        marks.append(every.transform_filter("!datum.open").mark_point(filled=True, size=40, opacity=1))
-        marks.append(every.transform_filter("datum.open").mark_point(fill=WHITE, size=44, strokeWidth=1.6, opacity=1))
+            marks.append(base.mark_area(opacity=0.16, aria=False).encode(y=up("low"), y2="high:Q"))
+        marks.append(base.mark_line(strokeWidth=2.2, strokeJoin="round").encode(y=up("value")))
+        points = base.mark_point(size=36, strokeWidth=1.6, opacity=1)
+        marks.append(points.encode(y=up("value"), fill=_as_is("Fill", "fill")))
         dashed = alt.Chart(pd.DataFrame({"value": [*rules.values()]}, dtype=float))
         marks.append(dashed.mark_rule(strokeDash=[5, 4], color=MUTED).encode(y=up("value")))
-        if written and (columns < 3 or i % columns == columns - 1):
-            beside = _ends(part, colours if direct else {}, rules, limits, plot, height, up)
-            marks += [mark.transform_filter("datum.moment == now") if slider else mark for mark in beside]
-        if slider:
-            told = pd.DataFrame({"moment": range(len(moments)), "text": [_moment(m, slider) for m in moments]})
-            note = _text(told, fontWeight="bold").transform_filter("datum.moment == now")
-            marks.append(note.encode(x=alt.value(8), y=alt.value(12)))
+        if columns < 3 or i % columns == columns - 1 or i == len(groups) - 1:
+            marks += _ends(part, written, rules, limits, plot, height)
         panels[heading] = alt.layer(*marks).properties(width=plot, height=height)
-
-    over = "layers" if x == "layer" else AXES.get(x, x)
-    last = rows[rows["moment"] == len(moments) - 1]
-    words = _alt(f"Lines of {label} over {last['x'].nunique()} {over}", last, ["panel", "name"])
-    chart = _together(panels, columns, title or f"{label} over {over}", words)
-    if slider:
-        choice = {"options": list(range(len(moments))), "labels": [_moment(m, slider) for m in moments]}
-        buttons = alt.binding_radio(name=f"{AXES.get(slider, slider)}: ", **choice)
-        chart = chart.add_params(alt.param(name="now", value=len(moments) - 1, bind=buttons))
-    return chart
+    over = "layers" if x == "layer" else name(x)
+    words = _alt(f"Lines of {label} over {rows['x'].nunique()} {over}", rows, "panel", "name")
+    return _together(panels, columns, title or f"{label} over {over}", words)
 
 
-def _ends(part, colours, rules, limits, plot, height, up) -> list[alt.Chart]:
-    """The names of lines and rules at the right edge, each at the mean height of its lines' ends, with a stroke from there."""
-    last = part[part["branch"] == part["branch"].min()].dropna(subset="value").sort_values("at", kind="stable")
-    last = last.groupby(["moment", "name", "line"], sort=False).tail(1)
-    texts = []
-    for moment, at_once in last.groupby("moment"):
-        heights = at_once.groupby("name", sort=False)["value"].mean()
-        named = [(n, colours[n], value) for n, value in heights.items() if n in colours]
-        named += [(n, MUTED, value) for n, value in rules.items()]
-        texts.append(_labels(named, limits, height).assign(moment=moment))
-    if not texts:
-        return []
-    base = alt.Chart(pd.concat(texts)).mark_rule(aria=False).encode(color=_hue(), y=up("value"), y2="middle:Q")
-    strokes = base.encode(x=alt.value(plot + 1), x2=alt.value(plot + 9))
-    return [strokes, _text(pd.concat(texts)).encode(x=alt.value(plot + 12), y=up("y"))]
-
-
-def _moment(value: Any, column: str) -> str:
-    return percent(value) if column == "share" else str(value)
-
-
-def _points(table, x, y, color, panel, slider, line) -> pd.DataFrame:
-    """Points of `lines`: x, value, low, high, key, name, line, panel, moment, open (residual), branch (residual beside others)."""
-    if x == "layer" and "layer" not in table:
-        table = table.rename(columns={"layer_a": "layer"})
-    sources = ["a", "b"] if {"a", "b"} <= set(table) else [c for c in ("network",) if c in table]
-    if color not in table and sources:
-        key = pair if len(sources) == 2 else objective
-        table = table.assign(**{color: [key(*names) for names in table[sources].to_numpy()]})
-    if panel == "kind" and x in table:
-        kinds, other = table[x].map(layer_kind), {"post-residual": "residual", "residual": "post-residual"}
-        shown = [kind for kind in other if (kinds == kind).any()] or ["post-residual"]
-        table = pd.concat([table[kinds != other[kind]].assign(kind=f"{kind} layers") for kind in shown])
-    rows = _frame(table, x=x, value=y, key=color, panel=panel, moment=slider)
-    told = table[[line] if line else sources or [color]].astype(str).to_numpy()
-    rows = rows.assign(line=[" · ".join(names) for names in told], name=rows["key"].map(name))
-    rows = rows.assign(panel=rows["panel"].map(name) if panel else "", moment=rows["moment"] if slider else 0)
-    rows["open"] = [x == "layer" and layer_kind(str(v)) == "residual" for v in rows["x"]]
-    rows["branch"] = rows["open"].astype(int) if panel != "kind" else 0
-    return rows
-
-
-def _across(rows: pd.DataFrame, x: str, log: bool, plot: float, many: bool) -> tuple[pd.DataFrame, alt.X, alt.Chart]:
-    """The rows with the place `at` of each point, the axis, and where stages of a network begin."""
-    look: dict[str, Any] = {"grid": False, "title": None if many and x == "layer" else _title(AXES.get(x, x))}
-    layers: list[str] = []
-    for _, part in rows.groupby("line", sort=False) if x == "layer" else ():
-        place = 0
-        for layer in _unique(part["x"]):  # one that only a later line has goes behind the one that it follows there
-            if layer not in layers:
-                layers.insert(place, layer)
-            place = layers.index(layer) + 1
+def _points(table: pd.DataFrame, x: str, y: str, color: str, panel: str | None) -> pd.DataFrame:
+    """Points of `lines`, in order: x, value, low, high, shown, key, name, line, panel, open (residual layers)."""
+    ends = [column for column in ("a", "b", "network") if column in table]
+    if color not in table and ends:
+        table = table.assign(**{color: [pair(*networks) for networks in table[ends].to_numpy()]})
+    table = table if "layer" in table else table.rename(columns={"layer_a": "layer"})
+    rows = _frame(table, x=x, value=y, key=color, panel=panel)
+    rows["line"] = [" · ".join(map(str, one)) for one in table[ends or [color]].to_numpy()]
+    rows = rows.assign(name=rows["key"].map(name), panel=rows["panel"].map(name) if panel else "", open=False)
+    order = None
     if x == "layer":
-        at, scale = rows["x"].map(layers.index), alt.Scale(domain=[-0.5, len(layers) - 0.5], nice=False)
-        look |= {"values": list(range(len(layers))), "labelExpr": json.dumps([*map(short, layers)]) + "[datum.value]"}
-        look |= {"labelAngle": -90, "labelLimit": 120, "labelOverlap": plot < 12 * len(layers) and "parity"}
-    else:
-        at, scale = rows["x"].astype(float), alt.Scale(zero=False, nice=False)
-        if log:
-            at = at.where(at > 0, at[at > 0].min() / 2)
-            places = sorted({float(f"{place:.5g}") for place in at})
-            start = f"datum.value < {1.01 * places[0]} ? 'start' : " if (rows["x"] == 0).any() else ""
-            text = "format(100 * datum.value, '.2~r') + ' %'" if x == "share" else "format(datum.value, ',')"
-            look |= {"values": places, "labelExpr": start + text, "labelAngle": -45, "labelOverlap": "parity"}
-            scale = alt.Scale(type="log", nice=False, domain=[places[0], places[-1]])
-        elif (at % 1 == 0).all():
-            look["tickMinStep"] = 1
-    across = alt.X("at:Q", scale=scale, axis=alt.Axis(**look))
-    edges = alt.Chart(pd.DataFrame({"at": [i - 0.5 for i in _starts(layers)]}, dtype=float))
-    return rows.assign(at=at), across, edges.mark_rule(color=RULE, strokeDash=[2, 3], aria=False).encode(x=across)
+        rows["open"] = [layer_kind(layer) == "residual" for layer in rows["x"]]
+        networks = (part["x"].unique() for _, part in rows.groupby("line", sort=False))
+        order = {
+            layer: i for i, layer in enumerate(dict.fromkeys(itertools.chain(*sorted(networks, key=len, reverse=True))))
+        }
+    return rows.sort_values("x", kind="stable", key=lambda places: places.map(order or float))
+
+
+def _across(rows: pd.DataFrame, x: str, log: bool, plot: float, many: bool) -> alt.X:
+    """The axis of layers, or of numbers."""
+    places = rows["x"].drop_duplicates().tolist()
+    if x == "layer":
+        return _layer_axis("X", "x", places, "" if many else x, plot, labelAngle=-90, grid=False)
+    scale, look = alt.Scale(zero=False, nice=False), {"grid": False, "title": _title(name(x))}
+    if log:
+        scale = alt.Scale(type="symlog", constant=min(place for place in places if place > 0), nice=False)
+        label = "format(100 * datum.value, '.2~r') + ' %'" if x == "share" else "format(datum.value, ',')"
+        look |= {"labelExpr": f"datum.value ? {label} : 'start'", "labelAngle": -45, "labelOverlap": "parity"}
+        look["values"] = places
+    elif all(place % 1 == 0 for place in places):
+        look["tickMinStep"] = 1
+    return alt.X("x:Q", scale=scale, axis=alt.Axis(**look))
+
+
+def _ends(part, colours, rules, limits, plot, height) -> list[alt.Chart]:
+    """The names of lines and rules at the right edge, each at the mean height of its lines' ends, with a stroke from there."""
+    last = part[part["open"] == part["open"].min()].dropna(subset="value").groupby(["name", "line"], sort=False).tail(1)
+    heights = last[last["name"].isin([*colours])].groupby("name", sort=False)["value"].mean()
+    if not len(values := heights.to_dict() | rules):
+        return []
+    texts = _labels(values, colours, limits, height).assign(x=plot + 12)
+    strokes = alt.Chart(texts).mark_rule(aria=False).encode(y=_as_is("Y", "end"), y2="y:Q")
+    return [
+        strokes.encode(x=alt.value(plot + 1), x2=alt.value(plot + 9), color=_as_is("Color", "colour")),
+        _text(texts),
+    ]
 
 
 @figure
@@ -676,65 +542,54 @@ def path(
     table: pd.DataFrame,
     x: str,
     y: str,
-    color: str = "network",
-    order: str = "position",
     *,
     title: str | None = None,
     domain: Sequence[float] | None = None,
     width: int = WIDTH,
-) -> alt.TopLevelMixin | None:
-    """Points of a plane in the order of a column, each line from an open point to its name: layers, or moments of training.
+) -> Chart:
+    """Points of a plane in the order of `position`, a line for each network, from an open point to its name.
 
     Args:
-        table: a row per point: x, y, `color` (a network or any name; a line for each), `order`; layer, if known, for pointers.
+        table: a row per point: x, y, network (or any name), position, layer.
         domain: of both axes, with a dashed line where they are equal; if not given they fit the values.
-
-    Raises:
-        ValueError: a column is missing or the table is empty.
     """
-    at = "layer" if "layer" in table else order
-    rows = _frame(table, x=x, y=y, line=color, order=order, at=at).sort_values("order", kind="stable")
-    first, last = (_moment(rows["at"].iloc[k], order) for k in (0, -1))
-    keys = rows["line"].astype(str).map(objective)
-    rows = rows.assign(line=rows["line"].astype(str), name=keys.map(name))
-    colours, paint = _paint(keys.sort_index())
+    rows = _frame(table, x=x, y=y, line="network", order="position", layer="layer")
+    rows["name"] = rows["line"].map(objective).map(name)
+    colours, paint = _paint(rows["line"].map(objective))
+    rows = rows.sort_values("order", kind="stable")
+    lines = rows.groupby("line", sort=False)
     plot = min(460, width - 108 - 7 * max(min(len(n), 20) for n in colours))
-    height, limits = 0.8 * plot, [domain or _extent(_numbers(rows, c)) for c in ("x", "y")]
-    across, up = _axis("X", limits[0], str(x)), _axis("Y", limits[1], str(y))
-    tied = rows.groupby("line", sort=False)
-    ends = tied.tail(1).sort_values("x").drop_duplicates("name", keep="last").set_index("name")
-    room = (ends["x"] - limits[0][0]) / (limits[0][1] - limits[0][0]) * plot > 14 + 7 * ends.index.str.len()
-    left = room & (ends["x"] < ends["line"].map(tied["x"].first()))  # a name stands where its line goes
-    texts = _labels([(n, colours[n], v) for n, v in ends["y"].items()], limits[1], height)
-    texts = texts.assign(x=texts["name"].map(ends["x"]), left=texts["name"].map(left))
-    tips = _tips(line="line", at=at) + _tips(".2f", x=x, y=y)
+    height, limits = 0.8 * plot, [domain or _extent(_numbers(rows, column)) for column in ("x", "y")]
+    across, up = _axis("X", limits[0], x), _axis("Y", limits[1], y)
+    ends = lines.tail(1).sort_values("x").drop_duplicates("name", keep="last").set_index("name")
+    texts = _labels(ends["y"].to_dict(), colours, limits[1], height).set_index("name")
+    texts["x"] = (ends["x"] - limits[0][0]) / (limits[0][1] - limits[0][0]) * plot
+    back = ends["x"] < ends["line"].map(lines["x"].first())  # a name stands where its line goes
+    back &= texts["x"] > 14 + 7 * ends.index.str.len()
     base = alt.Chart(rows).encode(x=across("x"), y=up("y"), color=paint, detail="line:N")
-    dots, start = base.encode(tooltip=tips), base.properties(data=tied.head(1)).encode(tooltip=tips)
+    base = base.encode(tooltip=_tips(line="line", layer="layer", x=x, y=y))
     marks = [
-        base.mark_line(strokeWidth=2).encode(order="order:Q"),
-        dots.mark_point(filled=True, size=56, opacity=1),
-        start.mark_point(fill=WHITE, size=64, strokeWidth=2, opacity=1),
+        base.mark_line(strokeWidth=2, strokeJoin="round").encode(order="order:Q"),
+        base.mark_point(filled=True, size=56, opacity=1),
+        base.properties(data=lines.head(1)).mark_point(fill=WHITE, size=64, strokeWidth=2, opacity=1),
     ]
-    for test, look in (("datum.left", {"align": "right", "dx": -10}), ("!datum.left", {"dx": 10})):
-        marks.append(_text(texts, **look).transform_filter(test).encode(x=across("x"), y=up("y")))
+    for side, look in ((texts[back], {"align": "right", "dx": -10}), (texts[~back], {"dx": 10})):
+        marks.append(_text(side, **look))
     if domain:
-        equal = alt.Chart(pd.DataFrame({"x": limits[0], "y": limits[0]})).mark_line(color=MUTED, strokeDash=[5, 4])
+        equal = alt.Chart(pd.DataFrame({"x": domain, "y": domain})).mark_line(color=MUTED, strokeDash=[5, 4])
         marks.insert(0, equal.encode(x=across("x"), y=up("y")))
-    words = []
-    for n, way in tied:
-        (x0, y0), (x1, y1) = way[["x", "y"]].iloc[[0, -1]].to_numpy()
-        words.append(f"{name(n)} from ({x0:z.2f}, {y0:z.2f}) to ({x1:z.2f}, {y1:z.2f})")
+    first, last = rows["layer"].iloc[[0, -1]]
     note = f"Lines run from the open point ({first}) to the name ({last})."
     heading = alt.Title(title or f"{y} against {x}", subtitle=textwrap.wrap(note, width // 7))
-    chart = alt.layer(*marks).properties(width=plot, height=height)
-    return _together({"": chart}, 1, heading, f"{y} against {x}. {note} {'; '.join(words)}.")
+    words = _alt(f"{y} against {x}. {note} Ranges of {y}", rows.assign(value=rows["y"]), "line")
+    return _together({"": alt.layer(*marks).properties(width=plot, height=height)}, 1, heading, words)
 
 
 @figure
 def bars(
     table: pd.DataFrame,
-    category: str = "category",
-    value: str = "value",
+    category: str,
+    value: str,
     color: str | None = None,
     *,
     title: str | None = None,
@@ -742,64 +597,57 @@ def bars(
     domain: Sequence[float] | None = None,
     rules: Mapping[str, float] | None = None,
     width: int = WIDTH,
-) -> alt.TopLevelMixin | None:
+) -> Chart:
     """Horizontal bars from zero, each with its number and its interval (low and high, if the table has them).
 
     Args:
         table: a row per bar: `category`, `value` and, for several bars in a category, `color`.
         rules: name -> place of a dashed line, such as chance.
-
-    Raises:
-        ValueError: a column is missing or the table is empty.
     """
     rows, rules = _frame(table, category=category, value=value, key=color or category), rules or {}
-    label, meant = value_title or name(value), color or set(rows["key"]) & set(COLOURS)
+    label = name(value) if value_title is None else value_title
     rows = rows.assign(category=rows["category"].map(name), name=rows["key"].map(name))
-    legend = alt.Legend(title=None, orient="top", symbolType="square") if color else None
-    paint = _paint(rows["key"], legend)[1] if meant else alt.value(COLOURS["sl"])
     rows["end"] = rows[[c for c in ("value", "high") if c in rows]].max(axis=1).clip(lower=0)
-    across = _axis("X", domain or _extent([0.0, *_numbers(rows, "value"), *rules.values()]), label)
-    names = alt.Axis(labelLimit=240, ticks=False, labelPadding=6)
-    base = alt.Chart(rows).transform_calculate(shown=TIP)
-    base = base.encode(y=alt.Y("category:N", sort=None, title=None, axis=names))
+    legend = alt.Legend(title=None, orient="top", symbolType="square") if color else None
+    limits = domain or _extent([0.0, *_numbers(rows, "value"), *rules.values()])
+    across, names = _axis("X", limits, label), alt.Axis(labelLimit=240, ticks=False, labelPadding=6)
+    base = alt.Chart(rows).encode(y=alt.Y("category:N", sort=None, title=None, axis=names))
     base = base.encode(tooltip=_tips(category=category, **({"name": color} if color else {}), shown=label))
     if color:
-        base = base.encode(yOffset=alt.YOffset("name:N", sort=_unique(rows["name"])))
-    parts = [base.mark_bar(height=alt.RelativeBandSize(0.86)).encode(x=across("value"), color=paint)]
+        base = base.encode(yOffset=alt.YOffset("name:N", sort=rows["name"].unique().tolist()))
+    bar = base.mark_bar(height=alt.RelativeBandSize(0.86))
+    parts = [bar.encode(x=across("value"), color=_paint(rows["key"], legend)[1])]
     if "low" in rows:
         parts.append(base.mark_rule(color=RULE, strokeWidth=2).encode(x=across("low"), x2="high:Q"))
     number = base.mark_text(align="left", dx=6, fontSize=12, color=INK)
     parts.append(number.encode(x=across("end"), text=alt.Text("value:Q", format=".2f")))
-    marks = pd.DataFrame({"x": [*rules.values()], "text": [*rules]})
-    if rules:
-        parts.append(alt.Chart(marks).mark_rule(color=INK, strokeDash=[5, 3], strokeWidth=1.6).encode(x=across("x")))
-        parts.append(_text(marks, align="center", dy=-9).encode(x=across("x"), y=alt.value(0)))
     plot = min(520, width - 88 - min(240, 7 * max(map(len, rows["category"]))))
+    if rules:
+        marks = pd.DataFrame({"value": [*rules.values()], "text": [*rules], "y": -9, "colour": INK})
+        marks["x"] = (marks["value"] - limits[0]) / (limits[1] - limits[0]) * plot
+        dashed = alt.Chart(marks).mark_rule(color=INK, strokeDash=[5, 3], strokeWidth=1.6)
+        parts += [dashed.encode(x=across("value")), _text(marks, align="center")]
     chart = alt.layer(*parts).properties(width=plot, height=alt.Step(20 if color else 28))
-    words = _alt(f"Bars of {label}", rows, ["category", "name"] if color else ["name"])
+    words = _alt(f"Bars of {label}", rows, *(["category", "name"] if color else ["name"]))
     return _together({"": chart}, 1, title or label, words)
 
 
-# ----- claims, pictures
-
-
-def _side(value: float, low: float, high: float, threshold: float = 1.0, side: str = "above") -> str:
-    """The colour of an interval: wholly beyond its threshold, wholly on the other side, or neither."""
-    ends = (low - threshold, high - threshold) if side == "above" else (threshold - high, threshold - low)
-    return VERDICTS["supported" if ends[0] > 0 else "contradicted" if ends[1] < 0 else "undecided"][0]
-
-
 def _dots(rows: pd.DataFrame, across: Callable[[str], alt.X], y: alt.Y, **tips: str) -> list[alt.Chart]:
-    """Intervals and dots in the colours of `colour`, dots filled with `fill`."""
-    base = alt.Chart(rows).transform_calculate(shown=TIP).encode(y=y, color=_hue(), tooltip=_tips(**tips))
-    dot = base.mark_point(size=110, strokeWidth=2.2, opacity=1).encode(x=across("value"), fill=_hue("fill", "Fill"))
+    """Intervals and dots in the colour of their side of the threshold, dots hollow where the verdict is not judged."""
+    sign = np.where(rows["side"] == "above", 1, -1)
+    ends = [sign * (rows[end] - rows["threshold"]) for end in ("low", "high")]
+    sides = np.select([np.minimum(*ends) > 0, np.maximum(*ends) < 0], ["supported", "contradicted"], "undecided")
+    rows = rows.assign(colour=[VERDICTS[side][0] for side in sides])
+    rows["fill"] = rows["colour"].mask(rows["verdict"] == "not judged", WHITE)
+    base = alt.Chart(rows).encode(y=y, color=_as_is("Color", "colour"), tooltip=_tips(**tips))
+    dot = base.mark_point(size=110, strokeWidth=2.2, opacity=1).encode(x=across("value"), fill=_as_is("Fill", "fill"))
     return [base.mark_rule(strokeWidth=3).encode(x=across("low"), x2="high:Q"), dot]
 
 
 @figure
 def forest(
     table: pd.DataFrame, ticks: pd.DataFrame | None = None, *, title: str | None = None, width: int = WIDTH
-) -> alt.TopLevelMixin | None:
+) -> Chart:
     """All claims in one look: a row per claim, in units of its threshold (0 none, 1 the smallest effect that counts).
 
     A dot with its interval has the colour of its side of the threshold (open if it is not judged), a grey band is the placebo, and
@@ -809,94 +657,77 @@ def forest(
         table: row (a claim's id), label, value, low, high, placebo_low, placebo_high (NaN: none), verdict (of VERDICTS), note.
             Or, with a panel for each part in its own units: panel, label, value, low, high, threshold, side ("above", "below").
         ticks: row, value, family (of FAMILIES), name, whole (False, hollow: a part of the claim alone was measured again).
-
-    Raises:
-        ValueError: a column is missing or the table is empty.
     """
     if "threshold" in table:
         return _estimates(table, title, width)
     columns = ("row", "label", "value", "low", "high", "placebo_low", "placebo_high", "verdict", "note")
-    rows = _frame(table, **{c: c for c in columns})
+    rows = _frame(table, **{c: c for c in columns}).assign(threshold=1.0, side="above")
     wide = width >= 700  # texts stand beside the axis, else above and below each dot
     step, plot = (66, width - 550) if wide else (132, width - 36)
-    rows["colour"] = [_side(*of) for of in rows[["value", "low", "high"]].to_numpy()]
-    rows["fill"] = rows["colour"].where(rows["verdict"] != "not judged", WHITE)
     rows["y"] = step * (np.arange(len(rows)) + 0.5)
     rows = rows.assign(top=rows["y"] - 13, bottom=rows["y"] + 13, above=rows["y"] - 20, below=rows["y"] + 30)
     height, ends = step * len(rows), [-0.5, 1.5, *_numbers(rows, "value")]
     limits = [max(-4.0, min(ends) - 0.2), min(6.0, max(ends) + 0.2)]
     note = "effect in units of its threshold: 0 none, 1 the smallest that counts" if wide else "effect / threshold"
-    across, up = _axis("X", limits, note, orient="top", grid=False), _axis("Y", (height, 0), None)
-
-    def at(field: str = "y") -> alt.Y:
-        return up(field).axis(None)
-
+    across, middle = _axis("X", limits, note, orient="top", grid=False), _as_is("Y", "y")
     placebo = alt.Chart(rows.dropna(subset=["placebo_low", "placebo_high"])).mark_rect(color=BAND, aria=False)
-    tracks = alt.Chart(rows.assign(none=0.0, effect=1.0, end=limits[1])).encode(y=at("above"), y2="below:Q")
+    tracks = alt.Chart(rows.assign(none=0.0, effect=1.0, end=limits[1])).encode(y=_as_is("Y", "above"), y2="below:Q")
     parts = [
         tracks.mark_rect(color=TINT).encode(x=across("effect"), x2="end:Q"),
-        placebo.encode(x=across("placebo_low"), x2="placebo_high:Q", y=at("top"), y2="bottom:Q"),
+        placebo.encode(x=across("placebo_low"), x2="placebo_high:Q", y=_as_is("Y", "top"), y2="bottom:Q"),
         tracks.mark_rule(color=RULE, strokeWidth=1.4).encode(x=across("none")),
         tracks.mark_rule(color=INK, strokeWidth=1.4, strokeDash=[5, 4]).encode(x=across("effect")),
-        *_dots(rows, across, at(), row="claim", label="statement", shown="effect / threshold", verdict="verdict"),
+        *_dots(rows, across, middle, row="claim", label="statement", shown="effect / threshold", verdict="verdict"),
     ]
     legend = "Dots: estimates with 95 % intervals over seeds. Grey: placebos."
     if ticks is not None and len(ticks):
         marks = _frame(ticks, **{c: c for c in ("row", "value", "family", "name", "whole")})
-        marks["y"] = marks["row"].map(dict(zip(rows["row"], rows["y"] + 21)))
-        hues = [FAMILIES.get(family, INK) for family in marks["family"]]
-        marks["fill"] = [hue if whole else WHITE for hue, whole in zip(hues, marks["whole"])]
-        symbol = alt.Legend(
-            title="attacks", orient="bottom", symbolType="square", symbolStrokeWidth=3, symbolFillColor=WHITE
-        )
-        stroke = alt.Stroke("family:N", scale=alt.Scale(domain=[*FAMILIES], range=[*FAMILIES.values()]), legend=symbol)
+        marks["y"] = marks["row"].map(rows.set_index("row")["y"] + 21)
+        marks["fill"] = marks["family"].map(FAMILIES).fillna(INK).where(marks["whole"], WHITE)
+        look = {"symbolType": "square", "symbolStrokeWidth": 3, "symbolFillColor": WHITE}
+        scale = alt.Scale(domain=[*FAMILIES], range=[*FAMILIES.values()])
+        stroke = alt.Stroke("family:N", scale=scale, legend=alt.Legend(title="attacks", orient="bottom", **look))
         tick = alt.Chart(marks).mark_point(shape="M-.25,-1H.25V1H-.25Z", size=100, strokeWidth=1.3, opacity=1)
-        tick = tick.encode(x=across("value"), y=at(), fill=_hue("fill", "Fill"), stroke=stroke)
-        parts.append(tick.encode(tooltip=_tips(name="attack", family="of") + _tips(".2f", value="value")))
+        tick = tick.encode(x=across("value"), y=middle, fill=_as_is("Fill", "fill"), stroke=stroke)
+        parts.append(tick.encode(tooltip=_tips(name="attack", family="of", shown="effect / threshold")))
         legend += " Small marks: attacks, hollow where they measure a part of the claim."
 
+    signs = [f"{VERDICTS[verdict][1]} {verdict}" for verdict in rows["verdict"]]
+    hues = [VERDICTS[verdict][0] for verdict in rows["verdict"]]
     statements = [f"{row}  {label}" for row, label in zip(rows["row"], rows["label"])]
     places = [(-246, 0, 36), (plot + 14, -15, 40), (plot + 14, 9, 42)]  # x, beside the dot, characters
     if not wide:
         places = [(0, -42, plot // 7), (0, 42, 40), (0, 60, plot // 7)]
-    signs = [f"{VERDICTS[verdict][1]} {verdict}" for verdict in rows["verdict"]]
-    bold = {"font": SIGNS, "fontWeight": "bold"}
-    hues = [[INK] * len(rows), [VERDICTS[verdict][0] for verdict in rows["verdict"]], [MUTED] * len(rows)]
-    for texts, hue, (x, dy, chars), look in zip((statements, signs, rows["note"]), hues, places, ({}, bold, {})):
-        wrapped = [textwrap.wrap(str(text), chars) for text in texts]
-        written = [
-            (text, colour, middle + dy + LINE * (k - (len(own) - 1) / 2))
-            for own, colour, middle in zip(wrapped, hue, rows["y"])
-            for k, text in enumerate(own)
-        ]
-        frame = pd.DataFrame(written, columns=["text", "colour", "y"])
-        parts.append(_text(frame, **look).encode(x=alt.value(x), y=at()))
+    looks = ({}, {"font": SIGNS, "fontWeight": "bold"}, {})
+    for texts, hue, (x, beside, chars), look in zip(
+        (statements, signs, rows["note"]), (INK, hues, MUTED), places, looks
+    ):
+        wrapped = ["\n".join(textwrap.wrap(str(text), chars)) for text in texts]
+        parts.append(_text(pd.DataFrame({"text": wrapped, "colour": hue, "x": x, "y": rows["y"] + beside}), **look))
     heading = alt.Title(title or "Claims in units of their thresholds", subtitle=textwrap.wrap(legend, width // 7))
     named = rows.assign(name=[f"{text} ({verdict}):" for text, verdict in zip(statements, rows["verdict"])])
-    words = _alt(f"{heading.text}, in units of each threshold", named)
+    words = _alt(f"{heading.text}, in units of each threshold", named, "name")
     return _together({"": alt.layer(*parts).properties(width=plot, height=height)}, 1, heading, words)
 
 
 def _estimates(table: pd.DataFrame, title: str | None, width: int) -> alt.TopLevelMixin:
     """The estimates of each part in its own units; the claimed side of the threshold is shaded."""
     rows = _frame(table, **{c: c for c in ("panel", "label", "value", "low", "high", "threshold", "side")})
-    of = zip(rows["value"], rows["low"], rows["high"], rows["threshold"], rows["side"])
-    rows = rows.assign(label=rows["label"].map(name), colour=[_side(*one) for one in of])
-    rows["fill"] = rows["colour"]
+    rows = rows.assign(label=rows["label"].map(name), verdict="")
     columns = 2 if width >= 700 else 1
     plot, panels = (width - 28) / columns - 190, {}
     for heading, part in rows.groupby("panel", sort=False):
         limit, side = part[["threshold", "side"]].iloc[0]
         limits = _extent([*_numbers(part, "value"), limit, 0.0], 0.02)
-        across = _axis("X", limits, None)
-        ends = [limit, limits[1]] if side == "above" else [limits[0], limit]
-        shade, rule = (alt.Chart(pd.DataFrame({"x": [x], "end": ends[1:]})) for x in (ends[0], limit))
+        across, end = _axis("X", limits, None), limits[1] if side == "above" else limits[0]
+        shade = alt.Chart(pd.DataFrame({"x": [limit], "end": [end]})).encode(x=across("x"))
         labels = alt.Axis(labelLimit=146, minExtent=150, ticks=False, domain=False)
-        parts = [shade.mark_rect(color=TINT).encode(x=across("x"), x2="end:Q")]
-        parts.append(rule.mark_rule(color=INK, strokeDash=[5, 4], strokeWidth=1.4).encode(x=across("x")))
-        parts += _dots(part, across, alt.Y("label:N", sort=None, title=None, axis=labels), label="of", shown="estimate")
+        y = alt.Y("label:N", sort=None, title=None, axis=labels)
+        parts = [shade.mark_rect(color=TINT).encode(x2="end:Q")]
+        parts.append(shade.mark_rule(color=INK, strokeDash=[5, 4], strokeWidth=1.4))
+        parts += _dots(part, across, y, label="of", shown="estimate")
         panels[str(heading)] = alt.layer(*parts).properties(width=plot, height=alt.Step(20))
-    words = _alt("Estimates with 95 % intervals and thresholds", rows.assign(name=rows["label"]), ["panel", "name"])
+    words = _alt("Estimates with 95 % intervals and thresholds", rows.assign(name=rows["label"]), "panel", "name")
     return _together(panels, columns, title or "Estimates and thresholds", words).resolve_scale(x="independent")
 
 
@@ -907,15 +738,17 @@ def images(
     columns: int = 10,
     *,
     rows: Sequence[str] | None = None,
+    framed: Collection[int] = (),
     size: int = 72,
     title: str = "Images",
+    words: str | None = None,
 ) -> Picture | None:
-    """A grid of images, row by row, as one picture.
+    """A grid of images, row by row, below a title, as one picture.
 
     Args:
         tensor: uint8 (n, 3, h, w). captions: a short text under each. rows: a label at the left of each row.
-        size: an image's width in the grid in CSS pixels; images are enlarged without smoothing.
-        title: the start of the alt text (nothing is written above the grid).
+        framed: numbers of the images that have a frame. words: the alt text, if not made of title, rows and captions.
+        size: of an image in the grid in CSS pixels; smaller images are enlarged without smoothing.
 
     Raises:
         ValueError: not uint8 of shape (n, 3, h, w), no image, or another number of captions or row labels.
@@ -931,22 +764,29 @@ def images(
     for argument, texts, expected in (("captions", captions, len(tensor)), ("rows", rows, count)):
         if texts is not None and len(texts) != expected:
             raise ValueError(f"{argument}: expected {expected} texts, got {len(texts)}; pass None for none")
-    scale, gap = 2, 12
-    side, foot, font = size * scale, 0 if captions is None else 18 * scale, ImageFont.load_default(12 * scale)
-    margin = max((round(font.getlength(text)) + gap for text in rows or ()), default=0)
-    sheet = Image.new("RGB", (margin + columns * (side + gap) + gap, count * (side + foot + gap) + gap), WHITE)
+    scale, gap, font = 2, 16, ImageFont.load_default(24)
+    side, foot = size * scale, 36 if captions else 0
+    margin = gap + max((round(font.getlength(text)) + gap for text in rows or ()), default=0)
+    heading = textwrap.wrap(title, (margin + columns * (side + gap)) // 14)
+    head = gap + 34 * len(heading)
+    sheet = Image.new("RGB", (margin + columns * (side + gap), head + count * (side + foot + gap)), WHITE)
     pen = ImageDraw.Draw(sheet)
+    pen.multiline_text((gap, gap // 2), "\n".join(heading), INK, ImageFont.load_default(28), spacing=6)
     for i, array in enumerate(tensor.cpu().permute(0, 2, 3, 1).numpy()):
-        left, top = margin + gap + i % columns * (side + gap), gap + i // columns * (side + foot + gap)
-        sheet.paste(Image.fromarray(array).resize((side, side), Image.Resampling.NEAREST), (left, top))
-        text = "" if captions is None else str(captions[i])
+        left, top = margin + i % columns * (side + gap), head + i // columns * (side + foot + gap)
+        if i in framed:
+            pen.rectangle((left - 7, top - 7, left + side + 6, top + side + 6), CHOSEN)
+        smooth = Image.Resampling.LANCZOS if max(array.shape) > side else Image.Resampling.NEAREST
+        sheet.paste(ImageOps.pad(Image.fromarray(array), (side, side), smooth, WHITE), (left, top))
+        text = str(captions[i]) if captions else ""
         while pen.textlength(text, font) > side + gap:
             text = text.rstrip("…")[:-1] + "…"
-        pen.text((left + side / 2, top + side + 4), text, INK, font, anchor="ma")
+        pen.text((left + side / 2, top + side + 8), text, INK, font, anchor="ma")
         if rows and i % columns == 0:
             pen.text((gap, top + side / 2), rows[i // columns], INK, font, anchor="lm")
-    words = "; ".join(", ".join(map(str, texts)) for texts in (rows, captions) if texts)
-    return Picture(sheet, title, f"{title}, a grid of {len(tensor)} images{': ' if words else ''}{words}", scale=scale)
+    told = "; ".join(", ".join(map(str, texts)) for texts in (rows, captions) if texts)
+    words = words or f"{title}, a grid of {len(tensor)} images{': ' if told else ''}{told}"
+    return Picture(sheet.quantize(256), title, words, scale=scale)
 
 
 if alt is not None and notebook():

@@ -18,18 +18,16 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 import traitlets
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from repsim import augment, charts, cka, store
-from repsim.charts import INK, Picture
+from repsim.charts import Picture
 from repsim.comparison import Comparison
 from repsim.taps import Layers, Reduction, as_features, as_labels, as_tensor, pooled
 
 K = 10  # neighbours of the mutual k-NN measure
 NEAREST = 5  # neighbours shown
 MUTUAL = f"mutual {K}-NN"
-Cell = tuple[Tensor, str, bool] | None  # an image (3, h, w), its caption, whether it is framed
 
 
 # ----- what two layers say of the same images
@@ -339,9 +337,9 @@ class Explorer(widgets.VBox):
             self._ask(self.differ[:4])
             self.changing = False
         value = self.values[(self.values["layer_a"] == row) & (self.values["layer_b"] == column)].iloc[0]
-        interval = f" [{value['low']:.2f}, {value['high']:.2f}]" if "low" in value else ""
+        number = charts.estimate(*value[[c for c in ("value", "low", "high") if c in value]])
         words = [html.escape(text) for text in (f"{a} · {row}", f"{b} · {column}")]
-        text = f"<b>{self.measure.value} {value['value']:.2f}</b>{interval}<br>{'<br>'.join(words)}"
+        text = f"<b>{self.measure.value} {number}</b><br>{'<br>'.join(words)}"
         faces = None
         try:
             asked = [int(part) for part in self.query.value.replace(",", " ").split()]
@@ -355,17 +353,21 @@ class Explorer(widgets.VBox):
     def _faces(self, cell: Sequence[tuple[str, str]], query: Sequence[int]) -> Picture:
         """Each of `query` with its nearest neighbours in both layers, one above the other; those in both are framed."""
         lists = [neighbours(self.features[network][layer], query, NEAREST)[0].tolist() for network, layer in cell]
-        rows, same, told = [], 0, []
+        shown, framed, told = [], [], []
         for i, *nearest in zip(query, *lists):
-            both = set(nearest[0]) & set(nearest[1])
-            same += len(both)
-            cells = [[(self.images[j], self._caption(j), j in both) for j in one] for one in nearest]
-            rows += [[(self.images[i], self._caption(i), False), *cells[0]], [None, *cells[1]]]
+            for one in nearest:
+                framed += [
+                    len(shown) + 1 + place for place, j in enumerate(one) if all(j in other for other in nearest)
+                ]
+                shown += [i, *one]
             told.append(f"image {i}: {nearest[0]} and {nearest[1]}")
-        (a, layer_a), (b, layer_b) = cell
-        heads = {0: "Image", 1: f"Nearest in {a} · {layer_a} (above)\nand {b} · {layer_b} (below); framed: in both"}
-        words = f"Nearest images in {a} {layer_a} and {b} {layer_b}, {same} of {NEAREST * len(query)} the same. {'; '.join(told)}."
-        return _sheet(rows, "Nearest neighbours in both layers", words, heads)
+        a, b = (" ".join(source) for source in cell)
+        words = (
+            f"Nearest images in {a} and {b}, {len(framed) // 2} of {NEAREST * len(query)} the same. {'; '.join(told)}."
+        )
+        title = f"Nearest in {a} (above) and {b} (below); framed: in both"
+        captions, look = [self._caption(i) for i in shown], {"size": 58, "title": title, "words": words}
+        return charts.images(self.images[shown], captions, 1 + NEAREST, framed=framed, **look)
 
     def _caption(self, i: int) -> str:
         return f"{i}" if self.names is None else f"{i} {self.names[i]}"
@@ -377,13 +379,13 @@ class Explorer(widgets.VBox):
         except ValueError:
             return None, list(range(min(count, len(self.images))))
         order = parts.argsort(descending=True, stable=True)[:count].tolist()
-        shares = parts / parts.sum().clamp_min(1e-300)
-        row = [(self.images[i], f"{i}  {100 * shares[i]:.1f} %", False) for i in order]
-        listed = ", ".join(f"{self._caption(i)} {100 * shares[i]:.1f} %" for i in order)
+        shares = [f"{100 * share:.1f} %" for share in parts[order] / parts.sum().clamp_min(1e-300)]
+        listed = ", ".join(f"{self._caption(i)} {share}" for i, share in zip(order, shares))
         a, b = (" ".join(source) for source in cell)
         words = f"Images on which {a} and {b} differ most, with their share of 1 - CKA: {listed}."
-        heads = {0: "Where the two layers differ most: image, share of 1 - CKA"}
-        return _sheet([row], "Where they differ", words, heads), order
+        look = {"size": 58, "title": "Where the two layers differ most: image, share of 1 - CKA", "words": words}
+        captions = [f"{i}  {share}" for i, share in zip(order, shares)]
+        return charts.images(self.images[order], captions, count, **look), order
 
     def _curves(self, cell: Sequence[tuple[str, str]]) -> alt.HConcatChart | None:
         """Class and view curves of each network of the cell, with lines at its layers; None without classes and views."""
@@ -396,12 +398,11 @@ class Explorer(widgets.VBox):
                 s: "with the classes" if s == "labels" else f"with its view ({s.partition('@')[2]})" for s in streams
             }
             table = pd.concat([self.comparison.curve(network, s).assign(what=names[s]) for s in streams])
-            panel, order = charts.lines(table, color="what", width=440), list(self.features[network])
-            places = pd.DataFrame({"layer": order, "at": range(len(order))})
-            at = alt.Chart(places).encode(x=panel.layer[0].encoding.x)
+            panel, places = charts.lines(table, color="what", width=440), pd.DataFrame({"x": [*self.features[network]]})
+            at = alt.Chart(places).encode(x=next(mark.encoding.x for mark in panel.layer if mark.mark.type == "line"))
             rules = [
                 at.add_params(alt.param(name=f"layer_{i}", value=layer))
-                .transform_filter(f"datum.layer === layer_{i}")
+                .transform_filter(f"datum.x === layer_{i}")
                 .mark_rule(color=charts.CHOSEN, strokeWidth=3, aria=False)
                 for i, (other, layer) in enumerate(cell)
                 if other == network
@@ -417,7 +418,7 @@ class Explorer(widgets.VBox):
 def _heatmap(table: pd.DataFrame, measure: str, row: str, column: str) -> alt.LayerChart:
     """The map, with an outline around the chosen cell; JupyterChart hears of clicks, and moves the outline by parameters."""
     title = f"{measure}: {table['a'].iloc[0]} with {table['b'].iloc[0]}"
-    chart = charts.heatmap(table, color="value", color_title=measure, title=title, width=560)
+    chart = charts.heatmap(table.rename(columns={"value": measure}), color=measure, title=title, width=560)
     place = {channel: chart.layer[0].encoding[channel] for channel in ("x", "y")}
     chosen = [alt.param(name="row", value=row), alt.param(name="column", value=column)]
     click = alt.selection_point(name="cell", fields=["layer_a", "layer_b"], on="click", toggle=False, clear=False)
@@ -428,32 +429,6 @@ def _heatmap(table: pd.DataFrame, measure: str, row: str, column: str) -> alt.La
     layers = [chart.layer[0].add_params(click, *chosen), *chart.layer[1:], *lines]
     keep = {"width": chart.width, "height": chart.height, "title": chart.title, "description": chart.description}
     return alt.layer(*layers).properties(**keep)
-
-
-def _sheet(rows: Sequence[Sequence[Cell]], title: str, words: str, heads: Mapping[int, str]) -> Picture:
-    """Images in rows, with headings above some columns."""
-    scale, side, gap = 2, 2 * 58, 2 * 8
-    font, foot = ImageFont.load_default(scale * 12), scale * 17
-    head = scale * (6 + 16 * max(1 + text.count("\n") for text in heads.values()))
-    lefts = [gap + j * (side + gap) for j in range(max(map(len, rows), default=1))]
-    sheet = Image.new("RGB", (lefts[-1] + side + gap, gap + head + len(rows) * (side + foot + gap)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, text in heads.items():
-        draw.text((lefts[column], gap // 2), text, INK, ImageFont.load_default(scale * 12))
-    for i, row in enumerate(rows):
-        top = gap + head + i * (side + foot + gap)
-        for left, (image, caption, framed) in ((x, cell) for x, cell in zip(lefts, row) if cell is not None):
-            picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-            shrinks = max(picture.size) > side
-            size = [max(1, round(edge * side / max(picture.size))) for edge in picture.size]
-            picture = picture.resize(size, Image.Resampling.LANCZOS if shrinks else Image.Resampling.NEAREST)
-            if framed:
-                draw.rectangle((left - 7, top - 7, left + side + 6, top + side + 6), charts.CHOSEN)
-            sheet.paste(picture, (left + (side - picture.width) // 2, top + (side - picture.height) // 2))
-            while draw.textlength(caption, font) > side + gap:
-                caption = caption.rstrip("…")[:-1] + "…"
-            draw.text((left + side / 2, top + side + 8), caption, INK, font, anchor="ma")
-    return Picture(sheet.quantize(256), title, words, scale=scale)
 
 
 def _tag(picture: Picture | None) -> str:

@@ -29,19 +29,14 @@ def test_a_stored_figure_says_what_a_cell_is_without_a_run(open_notebook):
     seen = open_notebook("02_layerwise_comparison.ipynb")
     page = seen.page
     maps = page.locator(".jp-RenderedVegaCommon5", has=page.locator("canvas"))
-    linked = page.locator(".jp-RenderedVegaCommon5", has=page.locator("select")).first
-    linked.scroll_into_view_if_needed()
+    grid = maps.nth(3)  # of SL with SimCLR
+    grid.scroll_into_view_if_needed()
     page.wait_for_timeout(500)
-    text, _ = tooltip(page, linked.locator("canvas"), ACROSS)
+    text, _ = tooltip(page, grid.locator("canvas"), ACROSS)
     assert re.search(r"sl-0 \(row\):\s*\S+", text) and re.search(r"simclr-\d \(column\):\s*\S+", text)
     assert re.search(r"CKA:\s*-?\d\.\d\d \[-?\d\.\d\d, -?\d\.\d\d\]", text)
     assert maps.count() == charts_in("02_layerwise_comparison.ipynb")
     seen.shot("lab-02-tooltip")
-    before = linked.locator("canvas").screenshot()
-    linked.locator("select").select_option("stem")
-    page.mouse.move(0, 0)
-    page.wait_for_timeout(500)
-    assert linked.locator("canvas").screenshot() != before
 
 
 def test_your_own_models_run_and_the_explorer_answers_clicks_and_keys(open_notebook):
