@@ -132,7 +132,24 @@ charts.markdown(f"SL's seed 0 with SimCLR's seed {last}: the grids correlate at 
 # ## C2: every layer with every layer, across objectives
 
 # %%
-charts.heatmap(comparison.table("sl-0", f"simclr-{last}"), title="SL (rows) with SimCLR (columns)")
+table = comparison.table("sl-0", f"simclr-{last}")
+charts.heatmap(table, title="SL (rows) with SimCLR (columns)")
+
+# %% [markdown]
+# One row of that map at a time: choose a layer of SL below the figure.
+
+# %%
+if charts.alt is not None:  # figures need altair, numbers do not
+    alt = charts.alt
+    layer = alt.param(value="layer3.1", bind=alt.binding_select(options=comparison.layers("sl-0"), name="layer of SL: "))
+    base = alt.Chart(table[["layer_a", "layer_b", "cka"]].round(3), title="A layer of SL with every layer of SimCLR").add_params(layer)
+    base = base.properties(width=800, height=200, description="CKA of one layer of SL, chosen by the reader, with every layer of SimCLR.")
+    across = alt.X("layer_b:N", sort=None, title="layer of SimCLR", axis=alt.Axis(labelAngle=-40))
+    charts.show(
+        base.transform_filter(alt.datum.layer_a == layer)
+        .mark_line(point=True, color=charts.COLOURS["sl-simclr"])
+        .encode(across, alt.Y("cka:Q", title="CKA", scale=alt.Scale(domain=[0, 1])), tooltip=["layer_a", "layer_b", "cka"])
+    )
 
 # %% [markdown]
 # The diagonal of that map, layer with same-named layer, is the curve at the top of this chapter. On its own it means little: seeds

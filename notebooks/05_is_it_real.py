@@ -17,6 +17,22 @@ profile = "results/quick"  # str: published results to draw, a profile (quick, g
 changes = {}  # dict: any field of repsim.study.Study, such as {"data": "~/my-images", "width": 32}
 
 # %%
+from repsim import charts, claims
+from repsim.study import Study
+
+study = Study.open(profile, **changes)
+answers, ticks = study.judge(), study.attacks()
+charts.forest(claims.one_look(answers, ticks), ticks, title="Seven claims and what attacks make of them")
+
+# %%
+charts.markdown(study.answer(answers))
+
+# %% [markdown]
+# *How to read the figure.* A row is a claim. The axis is in units of the claim's own threshold: 0 is no effect, 1 the smallest that counts. The dot is the weakest
+# part of the claim with its 95 % interval over seeds and images; the grey band is the placebo; a small mark is the same part measured again in one of the ways below,
+# hollow where only part of the claim was. (Where this notebook runs for the first time, the marks come with the figure [at its end](#All-of-it-in-one-look).)
+
+# %% jupyter={"source_hidden": true}
 import bisect
 import dataclasses
 import functools
@@ -31,12 +47,9 @@ import torch
 import torch.nn.functional as F
 from scipy.linalg import orthogonal_procrustes
 
-from repsim import charts, cka, claims, models, probes, store, taps, train
-from repsim.study import Study
+from repsim import cka, models, probes, store, taps, train
 
-study = Study.open(profile, **changes)
 evidence = study.evidence()
-answers = study.judge()
 attacks = []  # rows: claim, name, family, value in units of the threshold, whether the whole claim was measured again
 
 
@@ -47,8 +60,6 @@ def attack(name, family, parts, whole=True):
         attacks.append((claim, min(scaled) if np.isfinite(scaled).all() else math.nan, family, name, whole))
 
 # %% [markdown]
-# The figure stands [at the end of this page](#All-of-it-in-one-look) and in the [overview](00_overview.ipynb), as it needs every section.
-#
 # ## 1. Is it the estimator, or a few images?
 #
 # The plain estimate of HSIC is biased: for independent Gaussian features of widths $p$ and $q$ it gives CKA near
@@ -384,24 +395,20 @@ charts.path(study.table("shape-map", shape_map), "first coordinate", "second coo
 # *How to read it.* Each line runs from a network's first block to its last. Lines that run together and then part are C2 and C4 at one glance.
 #
 # ## All of it in one look
+#
+# Every mark of the figure at the top comes from the sections above, and is kept for it and for the [overview](00_overview.ipynb). Where the
+# figure at the top has no marks yet, here it is with all of them:
 
 # %%
-ticks = pd.DataFrame(attacks, columns=["row", "value", "family", "name", "whole"]).dropna(subset="value")
-store.write(Path(study.out) / "claims" / "attacks.json", json.dumps(ticks.to_dict("records"), indent=1) + "\n")
-charts.forest(claims.one_look(answers, ticks), ticks, title="Seven claims and what attacks make of them")
-
-# %% [markdown]
-# *How to read it.* A row is a claim. The axis is in units of the claim's own threshold: 0 is no effect, 1 the smallest that counts. The dot is the weakest part of
-# the claim with its 95 % interval over seeds and images; the grey band is the placebo; a tick is the same part measured again, hollow where only part of the claim was.
-
-# %%
-charts.markdown(study.answer(answers))
+measured = pd.DataFrame(attacks, columns=["row", "value", "family", "name", "whole"]).dropna(subset="value")
+store.write(Path(study.out) / "claims" / "attacks.json", json.dumps(measured.to_dict("records"), indent=1) + "\n")
+None if len(ticks) else charts.forest(claims.one_look(answers, measured), measured, title="Seven claims and what attacks make of them")
 
 # %% [markdown]
 # <details><summary>Every attack and what it makes of each claim</summary>
 
 # %%
-wide = ticks[~ticks.name.str.startswith("without seed")].pivot_table(index="name", columns="row", values="value", sort=False)
+wide = measured[~measured.name.str.startswith("without seed")].pivot_table(index="name", columns="row", values="value", sort=False)
 charts.markdown(wide.round(2).astype(object).where(wide.notna(), "").reset_index().rename(columns={"name": "attack"}))
 
 # %% [markdown]

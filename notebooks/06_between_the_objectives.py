@@ -16,7 +16,7 @@
 profile = "results/small"  # str: published results to draw, a profile (quick, gpu, ...) or a YAML file; paths count from the checkout
 changes = {}  # dict: any field of repsim.study.Study, such as {"data": "~/my-images", "width": 32}
 
-# %%
+# %% jupyter={"source_hidden": true}
 import dataclasses
 import itertools
 
@@ -47,6 +47,7 @@ def compare():
     return study.compare(networks).select(lambda first, second: first[1] == second[1])
 
 
+# %%
 evidence = claims.Evidence(study.compared("objectives", compare, networks), {}, study.seeds)
 angles = evidence.curves(evidence.angle, STEPS, evidence.blocks())
 charts.lines(

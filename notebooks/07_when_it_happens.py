@@ -16,7 +16,7 @@
 profile = "results/small"  # str: published results to draw, a profile (quick, gpu, ...) or a YAML file; paths count from the checkout
 changes = {}  # dict: any field of repsim.study.Study, such as {"data": "~/my-images", "width": 32}
 
-# %%
+# %% jupyter={"source_hidden": true}
 import functools
 import itertools
 
@@ -151,6 +151,7 @@ def over_time(values, **columns):
     return pd.DataFrame(rows, columns=["share", "value", "low", "high"]).assign(**columns)
 
 
+# %%
 courses = {"agreement of the middle": course(agreement), "gap to the last stage": course(gap)}
 table = pd.concat([over_time(values, curve=name) for name, values in courses.items()])
 title = "SL and SimCLR from the first step to the last"
@@ -183,7 +184,7 @@ charts.markdown(
 # $$a_i(t) = \operatorname*{mean}_{l \,\in\, \text{stages 2, 3}} \left[\rho_{\mathrm{SL},\mathrm{SC},i}(l, t) - \rho_{\mathrm{SL},U,i}(l, t)\right], \qquad
 # d_i(t) = \rho_{\mathrm{SL},\mathrm{SC},i}(m, t) - \rho_{\mathrm{SL},\mathrm{SC},i}(e, t),$$
 #
-# with $l$ the outputs of blocks, $m$ the last block of stage 3 and $e$ that of stage 4. The figure shows $\rho$ itself, block by block, a panel for each moment.
+# with $l$ the outputs of blocks, $m$ the last block of stage 3 and $e$ that of stage 4. The figure shows $\rho$ itself, block by block; choose a moment below it.
 
 # %%
 pairs = [("sl", "simclr"), ("sl", "untrained"), ("simclr", "untrained")]
@@ -192,9 +193,18 @@ rows = [
     for share, block, pair in itertools.product(shares, blocks, pairs)
 ]
 table = pd.DataFrame(rows, columns=["share", "layer", "pair", "value", "low", "high"])
-table["moment"] = [charts.percent(share) for share in table.share]
-look = dict(y_title="relative to seeds", rules={"as two seeds": 1.0})
-charts.lines(table, y="value", panel="moment", title="Every block, moment by moment: similarity relative to seeds", **look)
+table = table.assign(moment=[charts.percent(share) for share in table.share], pair=table.pair.map(charts.name)).round(3)
+if charts.alt is not None:  # figures need altair, numbers do not
+    alt, moments = charts.alt, table.moment.unique().tolist()
+    now = alt.param(value=moments[-1], bind=alt.binding_radio(options=moments, name="share of the training: "))
+    base = alt.Chart(table, title="Every block, moment by moment (in a picture: the end)").transform_filter(alt.datum.moment == now)
+    names = table.pair.unique().tolist()
+    colours = alt.Scale(domain=names, range=[charts.COLOURS["-".join(pair)] for pair in pairs])
+    base = base.encode(alt.X("layer:N", sort=None, axis=alt.Axis(labelAngle=0)), alt.Color("pair:N", title=None, scale=colours, legend=alt.Legend(orient="top")))
+    line = base.mark_line(point=True).encode(alt.Y("value:Q", title="similarity relative to seeds"), tooltip=["pair", "layer", "moment", "value"])
+    band = base.mark_area(opacity=0.16).encode(y="low:Q", y2="high:Q")
+    words = "Similarity relative to seeds of SL, SimCLR and untrained networks, block by block, at a moment of training that the reader chooses."
+    charts.show((band + line).add_params(now).properties(width=800, height=280, description=words))
 
 # %% [markdown]
 # *How to read it.* In the beginning all lines lie at 1. A line that sinks says that training drew the two apart; where SL's line with SimCLR

@@ -17,7 +17,7 @@ profile = "results/small"  # str: published results to draw, a profile (quick, g
 changes = {}  # dict: any field of repsim.study.Study, such as {"data": "~/my-images", "width": 32}
 grid = False  # bool: train the grid of the last part if its table is not there yet, an hour on two cores
 
-# %%
+# %% jupyter={"source_hidden": true}
 import copy
 import dataclasses
 import itertools
@@ -49,6 +49,7 @@ def gain(evidence, measure, objective, layer, over="untrained"):
     return evidence.reading(measure, over, layer) - evidence.reading(measure, objective, layer)
 
 
+# %%
 titles = {"probe": "class", "views": "an image's other view", "views of a class": "other view, within a class"}
 curves = [placed.curves(partial(gain, placed, m), SHOWN, blocks).assign(reading=t) for m, t in titles.items()]
 title = "What an auxiliary loss adds: readings of every block, gain over untrained networks"
