@@ -68,7 +68,7 @@ charts.forest(claims.one_look(answers, ticks), ticks, title="Seven claims, in un
 #
 # ## How the numbers are made
 
-# %%
+# %% tags=["nbval-ignore-output"]
 charts.markdown(study.protocol())
 
 # %% [markdown]
@@ -77,5 +77,5 @@ charts.markdown(study.protocol())
 # Everything above is one architecture, one set of images, a few seeds and the stated number of epochs. Run it larger, or on your own
 # images: change `profile` or `changes` in the second cell, or use `python run_all.py`.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 charts.markdown(study.colophon())

@@ -164,5 +164,5 @@ charts.markdown("\n".join(lines))
 # representations*. Grigg, Busbridge, Ramapuram, Webb (2021), *Do self-supervised and supervised methods learn similar visual
 # representations?* He, Zhang, Ren, Sun (2016), *Deep residual learning for image recognition*.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 charts.markdown(study.colophon())

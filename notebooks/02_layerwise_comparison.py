@@ -234,5 +234,5 @@ charts.forest(claims.parts(answers), title="C1 to C3, part by part")
 # (2012), *Feature selection via dependence maximization*. Nguyen, Raghu, Kornblith (2021), *Do wide and deep networks learn
 # the same things?* Grigg et al. (2021), arXiv 2110.00528.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 charts.markdown(study.colophon())

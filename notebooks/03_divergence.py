@@ -159,5 +159,5 @@ charts.forest(claims.parts(answers), title="C4 to C6, part by part")
 # **References.** Chen, Kornblith, Norouzi, Hinton (2020), *A simple framework for contrastive learning of visual representations*. Alain
 # and Bengio (2017), *Understanding intermediate layers using linear classifier probes*. Grigg et al. (2021), arXiv 2110.00528.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 charts.markdown(study.colophon())

@@ -166,5 +166,5 @@ charts.forest(claims.parts([claims.Claim("C7", "with mixed batches", tuple(mixed
 #
 # **References.** Grigg et al. (2021), arXiv 2110.00528; Chen et al. (2020); Alain and Bengio (2017).
 
-# %%
+# %% tags=["nbval-ignore-output"]
 charts.markdown(study.colophon())

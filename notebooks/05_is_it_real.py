@@ -427,5 +427,5 @@ charts.markdown(wide.round(2).astype(object).where(wide.notna(), "").reset_index
 # representation hypothesis*. Williams et al. (2021), *Generalized shape metrics on neural representations*. Lenc and Vedaldi (2015), *Understanding image
 # representations by measuring their equivariance and equivalence*. Bansal, Nakkiran, Barak (2021), *Revisiting model stitching*.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 charts.markdown(study.colophon())

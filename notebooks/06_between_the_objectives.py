@@ -493,5 +493,5 @@ charts.markdown(
 # %%
 charts.markdown(study.protocol(networks))
 
-# %%
+# %% tags=["nbval-ignore-output"]
 charts.markdown(study.colophon())

@@ -485,5 +485,5 @@ protocol["intervals"] = f"95 %: Student's t over {study.seeds} seeds, each seed'
 protocol["readings"] = f"fitted to at most {READ:,} training images, scored on at most {READ:,} test images"
 charts.markdown(protocol.reset_index())
 
-# %%
+# %% tags=["nbval-ignore-output"]
 charts.markdown(study.colophon())

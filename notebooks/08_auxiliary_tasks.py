@@ -513,5 +513,5 @@ charts.markdown("\n".join(advice(id, registered().meaning[id], judged.get(id)) f
 # generalization in self-supervised learning*. Lee et al. (2015), *Deeply-supervised nets*. Yosinski et al. (2014), *How transferable are features in deep neural
 # networks?* Xiao et al. (2021), *What should not be contrastive in contrastive learning*.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 charts.markdown(study.colophon())
