@@ -67,7 +67,7 @@ charts.images(torch.cat(pictures), [name for _ in pictures for name in shapes.SH
 # Training never shows an image as it is. SL sees a shifted, perhaps mirrored copy. SimCLR sees two *views*: a random crop scaled back to full size, perhaps
 # mirrored, with its brightness, contrast, saturation and hue jittered, sometimes grey. What two views of an image share is all that SimCLR can learn from;
 # what tells images apart but survives the augmentations is a shortcut. On the embedded images a small hue jitter would leave colour as one, so the default
-# study turns the hue by up to half a turn.
+# study turns the hue by up to half a turn ([what that changes, in numbers](../docs/embedded-images.md)).
 
 # %%
 simclr = study.settings("simclr-0")

@@ -60,7 +60,7 @@ def test_what_the_command_lines_train_is_what_a_study_finds(tmp_path, monkeypatc
     [
         (["--profile", "nowhere", "sl-0"], "profile: no file"),
         (["sl-x"], "network: .*'sl-x'"),
-        (["-p", "speed", "3", "sl-0"], "no parameter speed"),
+        (["-p", "speed", "3", "sl-0"], "got .speed."),
         (["-p", "data", "nowhere", "sl-0"], "source: .*nowhere"),
         ([], "network"),
     ],

@@ -223,5 +223,5 @@ def test_networks_of_some_classes_never_meet_those_of_all(tmp_path):
     assert len({s.network_file("sl-0") for s in (whole, *halves)}) == 3
     assert [len(s.images.train.classes) for s in halves] == [5, 5]
     assert sum(len(s.images.train) for s in halves) == 40
-    with pytest.raises(ValueError, match="classes: expected some of .*'sphere'"):
+    with pytest.raises(ValueError, match="classes: expected at least 2 different ones of .*'sphere'"):
         Study(**small, classes=["disc", "sphere"]).images  # noqa: B018 (loaded now)
