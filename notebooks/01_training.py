@@ -34,7 +34,7 @@ history = study.history(names).assign(objective=lambda t: t.network.str.rpartiti
 charts.lines(history, x="epoch", y="validation_loss", panel="objective", y_title="loss on validation images, nats", shared=False, title="What each network minimised")
 
 # %%
-rows, layer = [], claims.end_of(study.evidence().layers, "layer4") if network is None else "layer4.1"
+rows = []
 for name in ["pixels", *(study.names if network is None else [f"untrained-{network[-1]}", network])]:
     readings = study.readings(name)
     for measure, title in {"correct": "linear probe", "knn": "ten nearest neighbours"}.items():
