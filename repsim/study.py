@@ -638,6 +638,7 @@ def publish(study: Study, folder: str | Path) -> Path:
     `Study.open(folder)` reads it.
     """
     folder, verdicts = Path(folder), Path(study.out) / "claims.json"
+    commit = git("describe", "--always", "--dirty")  # before anything in the checkout changes
     shutil.rmtree(folder / "tables", ignore_errors=True)
     (folder / "tables").mkdir(parents=True)
     (folder / "claims.json").unlink(missing_ok=True)
@@ -665,7 +666,7 @@ def publish(study: Study, folder: str | Path) -> Path:
         "images": study.summary._asdict(),
         "basis": study.basis(),
         "made": datetime.date.today().isoformat(),
-        "commit": git("describe", "--always", "--dirty"),
+        "commit": commit,
         "versions": PACKAGES,
         "hardware": torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {study.threads} threads",
         "training_seconds": {name: store.load_meta(file)["seconds"] for name, file in trained.items()},
