@@ -68,8 +68,8 @@ charts.forest(claims.one_look(answers, ticks), ticks, title="Seven claims, in un
 #
 # ## How the numbers are made
 
-# %% tags=["nbval-ignore-output"]
-charts.markdown(study.protocol())
+# %%
+charts.markdown(study.protocol().query("what != 'versions'"))
 
 # %% [markdown]
 # ## What would change our mind
