@@ -49,7 +49,7 @@ charts.forest(claims.one_look(answers, ticks), ticks, title="Seven claims, in un
 
 # %% [markdown]
 # *How to read it.* A row is a claim drawn from the paper's abstract. 0 is no effect, 1 the smallest that counts; the dot is the claim's weakest part with its 95 %
-# interval over seeds and images. The grey band is what a placebo reaches. Ticks are the same number measured again in other ways
+# interval over seeds and images. The grey band is what a placebo reaches. Small marks are the same number measured again in other ways
 # ([05](05_is_it_real.ipynb)). The criteria were fixed beforehand ([preregistration](../docs/preregistration.md)).
 #
 # ## The chapters

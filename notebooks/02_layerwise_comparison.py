@@ -93,8 +93,8 @@ untrained = [("untrained-0", "untrained-0"), ("untrained-0", f"untrained-{last}"
 charts.heatmap(pd.concat([comparison.table(*pair) for pair in untrained]), title="Untrained networks")
 
 # %% [markdown]
-# *How to read a map.* Rows and columns are layers from the input (top, left) to the output; lines separate the network's stages. Circles
-# mark post-residual layers, diamonds residual ones. Yellow: the two layers agree on which images resemble each other.
+# *How to read a map.* Rows and columns are layers from the input (top, left) to the output; lines separate the network's stages. `res`
+# marks residual layers. Yellow: the two layers agree on which images resemble each other.
 #
 # ## C1: the grid of a network with itself
 #

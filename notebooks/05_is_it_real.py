@@ -228,14 +228,14 @@ def mutual_neighbours():
         features = study.features(name, "test")
         nearest |= {(name, l): probes.nearest(features[l][:2000], features[l][:2000], NEIGHBOURS + 1)[1] for l in layers}
     images, rows = len(nearest[names[0], layers[0]]), []
-    blank = torch.zeros(images, images, dtype=torch.bool)
-    for layer in layers:  # near: (images, images), whether an image is among the ten nearest to another one
-        near = {name: blank.scatter(1, nearest[name, layer], True).fill_diagonal_(False) for name in names}
-        for a, b in itertools.combinations(names, 2):
-            if a.rpartition("-")[2] == b.rpartition("-")[2]:
-                continue  # one seed: the initial weights are shared
-            overlap = (near[a] & near[b]).sum(1).double() / NEIGHBOURS - NEIGHBOURS / (images - 1)
-            rows.append((a, b, layer, *probes.by_fold(pd.DataFrame({"overlap": overlap.numpy()}))["overlap"]))
+    itself = torch.arange(images)[:, None]
+    for layer, (a, b) in itertools.product(layers, itertools.combinations(names, 2)):
+        if a.rpartition("-")[2] == b.rpartition("-")[2]:
+            continue  # one seed: the initial weights are shared
+        first, second = nearest[a, layer], nearest[b, layer]  # (images, 11), an image itself among them
+        common = (first[:, :, None] == second[:, None, :]).any(2) & (first != itself)
+        overlap = common.sum(1).double() / NEIGHBOURS - NEIGHBOURS / (images - 1)
+        rows.append((a, b, layer, *probes.by_fold(pd.DataFrame({"overlap": overlap.numpy()}))["overlap"]))
     return pd.DataFrame(rows, columns=["a", "b", "layer", *map(str, range(len(rows[0]) - 3))])
 
 
@@ -417,7 +417,7 @@ charts.markdown(wide.round(2).astype(object).where(wide.notna(), "").reset_index
 # ## What we found, and what would change our mind
 #
 # Attacks change no verdict: they say how far it can be trusted. What none of them touches is shared by all rows: one architecture, one set of images, one
-# recipe. A claim whose ticks scatter over both sides of 1 depends on how similarity is measured.
+# recipe. A claim whose marks scatter over both sides of 1 depends on how similarity is measured.
 #
 # Previous: [04 Implicit objective](04_implicit_objective.ipynb) · Next: [06 Between the objectives](06_between_the_objectives.ipynb) ·
 # Overview: [00](00_overview.ipynb)
