@@ -404,7 +404,7 @@ try:
     columns = {"x": "context", "y": "value", "color": "SimCLR's views", "panel": "quantity"}
     figure = charts.lines(table, **columns, y_title=" ", shared=False, title="What makes SL and SimCLR agree")
 except FileNotFoundError as error:
-    cells, figure = {}, charts.markdown(f"*Not here:* {error}.")
+    cells, figure = {}, charts.markdown(f"*Not here:* {str(error).replace(f'{ROOT}/', '')}.")
 figure
 
 # %%
