@@ -23,6 +23,7 @@ def tooltip(page, canvas, places):
 
 
 ACROSS = [(x / 20, y / 20) for y in (6, 8, 10) for x in range(6, 15)]
+DIAGONAL = [(0.3 + 0.02 * x, y / 20) for y in (8, 10) for x in range(12)]
 
 
 def test_a_stored_figure_says_what_a_cell_is_without_a_run(open_notebook):
@@ -35,6 +36,12 @@ def test_a_stored_figure_says_what_a_cell_is_without_a_run(open_notebook):
     text, _ = tooltip(page, grid.locator("canvas"), ACROSS)
     assert re.search(r"sl-0 \(row\):\s*\S+", text) and re.search(r"simclr-\d \(column\):\s*\S+", text)
     assert re.search(r"CKA:\s*-?\d\.\d\d", text)
+    for place in DIAGONAL:  # same-named layers have an interval
+        text, _ = tooltip(page, grid.locator("canvas"), [place])
+        if re.search(r"CKA:\s*-?\d\.\d\d \[-?\d\.\d\d, -?\d\.\d\d\]", text):
+            break
+    else:
+        raise AssertionError(f"no interval on the diagonal: {text}")
     assert maps.count() == charts_in("02_layerwise_comparison.ipynb")
     seen.shot("lab-02-tooltip")
     rows = page.locator(".jp-RenderedVegaCommon5", has=page.locator("select")).first
