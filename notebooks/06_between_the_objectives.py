@@ -34,9 +34,7 @@ FAMILIES = ("byol", "barlow", "vicreg", "rotation")
 
 study = Study.open(profile, **changes)
 if study.seeds < 2:
-    raise ValueError(
-        f"seeds: expected 2, as networks of different seeds are compared, or 4 for a verdict; got {study.seeds}"
-    )
+    raise ValueError(f"seeds: expected 2, as different seeds are compared, or 4 for a verdict; got {study.seeds}")
 family_seeds = study.seeds if {*FAMILIES} <= {*study.controls} else 2  # two give no interval
 seeds_of = dict.fromkeys((*RUNGS, "untrained"), study.seeds) | dict.fromkeys(FAMILIES, family_seeds)
 networks = [f"{objective}-{seed}" for objective, seeds in seeds_of.items() for seed in range(seeds)]
@@ -50,13 +48,8 @@ def compare():
 # %%
 evidence = claims.Evidence(study.compared("objectives", compare, networks), {}, study.seeds)
 angles = evidence.curves(evidence.angle, STEPS, evidence.blocks())
-charts.lines(
-    angles,
-    y="value",
-    y_title="angle, degrees",
-    domain=(0, 90),
-    title="How far each rung of the ladder is from the next, block by block",
-)
+title = "How far each rung of the ladder is from the next, block by block"
+charts.lines(angles, y="value", y_title="angle, degrees", domain=(0, 90), title=title)
 
 
 # %%
