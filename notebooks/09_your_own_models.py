@@ -175,6 +175,32 @@ for what, attempt in tries.items():
         print(f"{what}\n    {error}\n")
 
 # %% [markdown]
+# ## Models from timm and Hugging Face
+#
+# These models bring their own preprocessing, which `transform` applies, and their layers are named by patterns. With random weights, as here, nothing is
+# downloaded; the comments say how to get trained weights. Both packages come with `pip install -e ".[zoo]"`.
+
+# %%
+try:
+    import timm
+    import transformers
+except ImportError as error:
+    zoo = charts.markdown(f"The package {error.name} is not installed, so that this cell compares nothing.")
+else:
+    torch.manual_seed(0)
+    convnext = timm.create_model("convnext_atto")  # with pretrained=True: trained weights
+    prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(convnext), is_training=False)
+    dino = transformers.Dinov2Model(transformers.Dinov2Config(hidden_size=64, num_hidden_layers=4, num_attention_heads=4, image_size=56))
+    # trained: dino = transformers.AutoModel.from_pretrained("facebook/dinov2-small")
+    processor = transformers.BitImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
+    # trained: processor = transformers.AutoImageProcessor.from_pretrained("facebook/dinov2-small")
+    preprocessing = {"ConvNeXt": lambda x: prepare(x / 255), "DINOv2": lambda x: dict(processor(x, return_tensors="pt"))}
+    stages = {"ConvNeXt": ["stages.*"], "DINOv2": ["encoder.layer.*"]}
+    both = cka.compare({"ConvNeXt": convnext, "DINOv2": dino}, images[:64], layers=stages, transform=preprocessing, batch_size=32)
+    zoo = charts.heatmap(both.table("ConvNeXt", "DINOv2"), title="ConvNeXt of timm (rows) with DINOv2 of Hugging Face (columns), random weights")
+zoo
+
+# %% [markdown]
 # ## What we found, and what would change our mind
 #
 # Networks that have learnt nothing can agree at every depth, and preprocessing alone can move a layer: show the baselines beside the value, and look at the
