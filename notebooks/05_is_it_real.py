@@ -15,6 +15,7 @@
 # %% tags=["parameters"]
 profile = "results/quick"  # str: published results to draw, a profile (quick, gpu, ...) or a YAML file; paths count from the checkout
 changes = {}  # dict: any field of repsim.study.Study, such as {"data": "~/my-images", "width": 32}
+slow = True  # bool: also the two attacks that run many networks again, SL at SimCLR's accuracy and stitching
 
 # %%
 from repsim import charts, claims
@@ -166,19 +167,25 @@ def comparison_at_par():
     return study.compare([name for name in study.names if name not in snapshots], others=snapshots)
 
 
-par = study.table("at-par", at_par)
-losses = {
-    f"sl-{i}": {"probe": rows.set_index("layer").drop(columns=["seed", "share", "accuracy"]).T.reset_index(drop=True)}
-    for i, rows in par.groupby("seed")
-}
-for tables in losses.values():
-    tables["probe"].attrs["images"] = evidence.readings["sl-0"]["probe"].attrs["images"]
-matched = dataclasses.replace(evidence, comparison=study.compared("cka-at-par", comparison_at_par), readings=evidence.readings | losses)
-attack("SL at SimCLR's accuracy", "control", {c: claims.CLAIMS[c][1](matched)[0] for c in ("C1", "C2", "C3", "C4", "C5")})
-charts.markdown(
-    f"After {par.share[0]:.0%} of its training SL reads the class at {par.query('layer == @E4').accuracy.mean():.2f}, the nearest to SimCLR's "
-    f"{study.accuracy()['simclr']:.2f}."
-)
+def tables_at_par(par):
+    """The readings of SL at that snapshot, as the evidence has them."""
+    images = evidence.readings["sl-0"]["probe"].attrs["images"]
+    for seed, rows in par.groupby("seed"):
+        table = rows.set_index("layer").drop(columns=["seed", "share", "accuracy"]).T.reset_index(drop=True)
+        table.attrs["images"] = images
+        yield f"sl-{seed}", {"probe": table}
+
+
+# %%
+if slow:
+    par = study.table("at-par", at_par)
+    readings = evidence.readings | dict(tables_at_par(par))
+    matched = dataclasses.replace(evidence, comparison=study.compared("cka-at-par", comparison_at_par), readings=readings)
+    attack("SL at SimCLR's accuracy", "control", {c: claims.CLAIMS[c][1](matched)[0] for c in ("C1", "C2", "C3", "C4", "C5")})
+    charts.show(charts.markdown(
+        f"After {par.share[0]:.0%} of its training SL reads the class at {par.query('layer == @E4').accuracy.mean():.2f}, the nearest to SimCLR's "
+        f"{study.accuracy()['simclr']:.2f}."
+    ))
 
 # %% [markdown]
 # ## 4. Is it more than chance, and is chance the right baseline?
@@ -338,9 +345,6 @@ def stitched():
     return pd.DataFrame(rows, columns=["front", "i", "j", "layer", *map(str, range(len(rows[0]) - 4))])
 
 
-table = study.table("stitching", stitched)
-
-
 def behind(front, layer):
     rows = table[(table.front == front) & (table.layer == layer)]
     values = rows.drop(columns=["front", "i", "j", "layer"]).to_numpy()
@@ -355,14 +359,14 @@ def worth(layer):
     return (floor - behind("simclr", layer)) / (floor - behind("sl", layer))
 
 
-worths = np.mean([worth(l) for l in evidence.blocks("layer2", "layer3")], axis=0)
-attack("stitching", "measure", {"C2": [claims.Part("SimCLR's layers serve SL's network", worths, study.seeds, above=0.5)]})
-charts.lines(
-    evidence.curves(behind, ["sl", "simclr", "untrained"], evidence.blocks("layer2", "layer3")),
-    y="value", y_title="cross-entropy of SL, nats",
-    rules={"chance": math.log(len(study.summary.classes))},
-    title="Another network's layer in front of SL's rest",
-)
+# %%
+if slow:
+    table, middle = study.table("stitching", stitched), evidence.blocks("layer2", "layer3")
+    worths = np.mean([worth(l) for l in middle], axis=0)
+    attack("stitching", "measure", {"C2": [claims.Part("SimCLR's layers serve SL's network", worths, study.seeds, above=0.5)]})
+    curves, look = evidence.curves(behind, ["sl", "simclr", "untrained"], middle), {"y_title": "cross-entropy of SL, nats"}
+    chance = {"chance": math.log(len(study.summary.classes))}
+    charts.show(charts.lines(curves, y="value", rules=chance, title="Another network's layer in front of SL's rest", **look))
 
 # %% [markdown]
 # ## 8. Does the map agree? All layers in one plane
