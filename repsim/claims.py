@@ -251,12 +251,12 @@ class Claim:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: NaN becomes None. A placebo has its own verdict, and whether its estimates alone would do (met)."""
-        placebos = {
-            name: {"verdict": p.verdict, "met": p.met, "parts": [*map(vars, p.parts)]}
-            for name, p in self.placebos.items()
-        }
-        whole = {name: getattr(self, name) for name in ("id", "statement", "verdict", "reason", "sentence")}
-        whole |= {"parts": [*map(vars, self.parts)], "placebos": placebos}
+
+        def row(claim: Claim, *names: str) -> dict[str, Any]:
+            return {name: getattr(claim, name) for name in names} | {"parts": [*map(vars, claim.parts)]}
+
+        placebos = {name: row(p, "verdict", "met") for name, p in self.placebos.items()}
+        whole = row(self, "id", "statement", "verdict", "reason", "sentence") | {"placebos": placebos}
         return json.loads(json.dumps(whole), parse_constant=lambda nan: None)
 
 

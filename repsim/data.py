@@ -1,9 +1,7 @@
 """Images and labels as tensors: the embedded set "shapes", torchvision's sets by name, or a folder of images.
 
-    splits = load("shapes", train_images=2000, test_images=1000)    # or "cifar10", or "~/pictures"
-    network(as_input(splits.train.images))
-
-Every split is in a seeded random order, so that consecutive images are a random batch.
+`load` gives splits in a seeded random order, so that consecutive images are a random batch; a network takes
+`as_input(splits.train.images)`.
 """
 
 from __future__ import annotations
@@ -51,9 +49,10 @@ class ImageSet:
         n, k, labels = len(self.images), len(self.classes), self.labels
         if labels.dtype != torch.int64:
             raise TypeError(f"labels: expected int64, got {labels.dtype}; convert with .long()")
-        if labels.shape != (n,) or n and not 0 <= labels.min() <= labels.max() < k:
-            got = f"shape {tuple(labels.shape)}" if labels.shape != (n,) else f"{labels.min()} to {labels.max()}"
-            raise ValueError(f"labels: expected 0 to {k - 1} ({k} classes) for each of {n} images, got {got}")
+        if labels.shape != (n,):
+            raise ValueError(f"labels: expected one for each of {n} images, got shape {tuple(labels.shape)}")
+        if n and not 0 <= labels.min() <= labels.max() < k:
+            raise ValueError(f"labels: expected 0 to {k - 1} ({k} classes), got {labels.min()} to {labels.max()}")
         if self.factors is not None and len(self.factors) != n:
             raise ValueError(f"factors: expected one row for each of {n} images, got {len(self.factors)}")
 
@@ -93,10 +92,9 @@ class Summary(NamedTuple):
 
 def summary(splits: Splits) -> Summary:
     """Sizes, classes and fingerprints of the three parts."""
-    train, *_ = parts = (splits.train, splits.validation, splits.test)
-    return Summary(
-        splits.name, *map(len, parts), train.classes, train.factors is not None, tuple(map(fingerprint, parts))
-    )
+    train, parts = splits.train, (splits.train, splits.validation, splits.test)
+    about = train.classes, train.factors is not None, tuple(map(fingerprint, parts))
+    return Summary(splits.name, *map(len, parts), *about)
 
 
 def fingerprint(image_set: ImageSet) -> str:
@@ -109,14 +107,10 @@ def fingerprint(image_set: ImageSet) -> str:
 
 def _check_images(images: Tensor) -> None:
     if images.dtype != torch.uint8:
-        raise TypeError(
-            f"images: expected uint8 of 0 to 255, got {images.dtype}; as_input makes network inputs of them"
-        )
+        raise TypeError(f"images: expected uint8 of 0 to 255, got {images.dtype}; as_input makes inputs of them")
     if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
-        raise ValueError(
-            f"images: expected shape (n, 3, h, w), or (n, 1, h, w) for grey images, got {tuple(images.shape)}; "
-            "images[None] makes a batch of one, images.permute(0, 3, 1, 2) moves channels that are last"
-        )
+        remedy = "images[None] makes a batch of one, images.permute(0, 3, 1, 2) moves channels that are last"
+        raise ValueError(f"images: expected shape (n, 3 or 1, h, w), got {tuple(images.shape)}; {remedy}")
 
 
 def as_input(images: Tensor) -> Tensor:
@@ -252,15 +246,13 @@ def _square(images: Any, size: int | None) -> Any:
 def _torchvision(name: str, root: Path, image_size: int | None) -> tuple[str, ImageSet, ImageSet]:
     title, dataset, argument = TORCHVISION[name]
     root, sets = root.resolve(), []
+    call = f"torchvision.datasets.{dataset.__name__}({str(root)!r}, download=True)"
     for part in PARTS:
         try:
             one = dataset(root, **{argument: part if argument == "split" else part == "train"}, download=True)
         except (OSError, RuntimeError) as error:  # no network, a refused or damaged download, an unwritable folder
-            call = f"torchvision.datasets.{dataset.__name__}({str(root)!r}, download=True)"
-            raise RuntimeError(
-                f"{title}: not whole below {root}, and could not be downloaded ({' '.join(str(error).split())}); where there is a "
-                f"network, run {call}, and copy that folder here"
-            ) from error
+            remedy = f"where there is a network, run {call}, and copy that folder here"
+            raise RuntimeError(f"{title}: not whole below {root} ({' '.join(str(error).split())}); {remedy}") from error
         images = torch.as_tensor(one.data)
         if images.ndim == 3:  # grey (n, h, w)
             images = images[:, None].expand(-1, 3, -1, -1)
