@@ -71,11 +71,12 @@ def main() -> None:
     ours, theirs = [], []
     for _ in range(args.repeats):
         start = time.perf_counter()
-        table = probes.linear_probe(*(v for split in splits for v in split), classes=classes)
+        probe = probes.linear_probe(*(v for split in splits for v in split), classes=classes)
         ours.append(time.perf_counter() - start)
         start = time.perf_counter()
         reference = sklearn_probe(splits, probes.PENALTIES, args.tol)
         theirs.append(time.perf_counter() - start)
+    table = probe.fit.assign(accuracy=probe.correct.mean().to_numpy())
     table = table.merge(reference, on="layer", suffixes=("", "_sklearn"))
     table["points"] = 100 * (table.accuracy - table.accuracy_sklearn)
     columns = ["layer", "accuracy", "accuracy_sklearn", "points", "penalty", "penalty_sklearn"]

@@ -93,7 +93,7 @@ curves = [evidence.curves(evidence.cka, [("sl", "simclr")], evidence.blocks()).a
 for estimator, title in {"rbf": "RBF kernel", "trimmed": "largest 1 % of images left out"}.items():
     other = dataclasses.replace(evidence, estimator=estimator)
     curves.append(other.curves(other.cka, [("sl", "simclr")], evidence.blocks()).assign(variant=title))
-    attack(title, "estimator", {name: claims.CLAIMS[name][1](other)[0] for name in ("C1", "C2", "C3", "C4")})
+    attack(title, "estimator", {name: claims.CLAIMS[name](other)[0] for name in ("C1", "C2", "C3", "C4")})
 charts.lines(pd.concat(curves), y="value", color="variant", y_title="CKA", title="SL and SimCLR by three estimates")
 
 # %% [markdown]
@@ -114,7 +114,7 @@ others = {
 }
 for title, (ends, names) in others.items():
     again = dataclasses.replace(evidence, ends=ends)
-    attack(title, "estimator", {name: claims.CLAIMS[name][1](again)[0] for name in names})
+    attack(title, "estimator", {name: claims.CLAIMS[name](again)[0] for name in names})
 
 # %% [markdown]
 # ## 3. Is it the augmentation, not the objective?
@@ -124,7 +124,7 @@ for title, (ends, names) in others.items():
 # %%
 control = dataclasses.replace(evidence, places={"sl": "sl_simclr_views"})
 if "sl_simclr_views" in study.controls:
-    attack("SL on SimCLR's views", "control", {c: claims.CLAIMS[c][1](control)[0] for c in ("C1", "C2", "C3", "C5")})
+    attack("SL on SimCLR's views", "control", {c: claims.CLAIMS[c](control)[0] for c in ("C1", "C2", "C3", "C5")})
     both = [("sl", "simclr"), ("sl_simclr_views", "simclr"), ("sl", "sl_simclr_views")]
     charts.show(charts.lines(evidence.curves(evidence.pi, both, evidence.blocks()), y="value", y_title="partial cosine", title="Equal views, equal labels"))
 
@@ -181,7 +181,7 @@ if slow:
     par = study.table("at-par", at_par)
     readings = evidence.readings | dict(tables_at_par(par))
     matched = dataclasses.replace(evidence, comparison=study.compared("cka-at-par", comparison_at_par), readings=readings)
-    attack("SL at SimCLR's accuracy", "control", {c: claims.CLAIMS[c][1](matched)[0] for c in ("C1", "C2", "C3", "C4", "C5")})
+    attack("SL at SimCLR's accuracy", "control", {c: claims.CLAIMS[c](matched)[0] for c in ("C1", "C2", "C3", "C4", "C5")})
     charts.show(charts.markdown(
         f"After {par.share[0]:.0%} of its training SL reads the class at {par.query('layer == @E4').accuracy.mean():.2f}, the nearest to SimCLR's "
         f"{study.accuracy()['simclr']:.2f}."
@@ -263,7 +263,7 @@ class Neighbours:
 
 
 neighbours = dataclasses.replace(evidence, comparison=Neighbours(study.table("neighbours", mutual_neighbours)))
-attack("mutual neighbours", "measure", {c: claims.CLAIMS[c][1](neighbours)[0] for c in ("C2", "C3", "C4")})
+attack("mutual neighbours", "measure", {c: claims.CLAIMS[c](neighbours)[0] for c in ("C2", "C3", "C4")})
 pairs = [("sl", "sl"), ("simclr", "simclr"), ("sl", "simclr"), ("sl", "untrained")]
 charts.lines(neighbours.curves(neighbours.cka, pairs, evidence.blocks()), y="value", y_title="share beyond chance", title="Nearest neighbours in common")
 

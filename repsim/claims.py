@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,9 +29,8 @@ TITLES: Mapping[str, str] = {SL: "SL", SC: "SimCLR", V: "SL on SimCLR's views", 
 MIDDLE = ("layer2", "layer3")
 LEARNT = 0.10  # of probe accuracy at the pool: how far SL and SimCLR have to lie above pixels and untrained networks
 MIN_SEEDS = 4  # with fewer no verdict is given
-SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
-NOT_JUDGED, UNSPECIFIC = "not judged", "unspecific"
-VERDICTS = (SUPPORTED, CONTRADICTED, UNDECIDED, NOT_JUDGED, UNSPECIFIC)
+VERDICTS = ("supported", "contradicted", "undecided", "not judged", "unspecific")
+SUPPORTED, CONTRADICTED, UNDECIDED, NOT_JUDGED, UNSPECIFIC = VERDICTS
 
 
 def of_kind(layers: Sequence[str], kind: str, stages: Sequence[str] | None = None) -> list[str]:
@@ -43,19 +43,11 @@ def end_of(layers: Sequence[str], name: str) -> str:
     return of_kind(layers, "post-residual", [name])[-1]
 
 
-# Replicates
-
-
 def over_seeds(replicates: Mapping[tuple[int, ...], Array], seeds: int) -> Array:
-    """Means over networks or pairs of networks, as replicates (1 + folds + seeds,).
-
-    Args:
-        replicates: the seeds of a network (i,) or of a pair (i, j) -> (1 + folds,). Leaving out a seed leaves out all of its
-            entries; NaN where none is left.
-    """
-    mean = np.mean([*replicates.values()], axis=0)
+    """Means over networks, of seeds (i,), or pairs of networks (i, j) -> (1 + folds,): replicates, NaN where no entry is left."""
     others = [[row[0] for key, row in replicates.items() if seed not in key] for seed in range(seeds)]
-    return np.concatenate([mean, [np.mean(values) if values else np.nan for values in others]])
+    without_seed = [np.mean(values) if values else np.nan for values in others]
+    return np.concatenate([np.mean([*replicates.values()], axis=0), without_seed])
 
 
 def without_each_fold(by_fold: Array, images: Array) -> Array:
@@ -65,10 +57,9 @@ def without_each_fold(by_fold: Array, images: Array) -> Array:
 
 
 def interval(values: Array, seeds: int) -> tuple[float, float, float]:
-    """(estimate, low, high) of replicates (1 + folds + seeds,): 95 %, over seeds and images.
+    """(estimate, low, high) of replicates: 95 %, over seeds and images, from a jackknife of each and Student's t.
 
-    The variance is the delete-one-seed jackknife's plus the delete-one-fold jackknife's, the quantile Student's with seeds - 1
-    degrees of freedom. NaN limits with fewer than 3 seeds; all NaN if a replicate is undefined.
+    It has seeds - 1 degrees of freedom. NaN limits with fewer than 3 seeds; all NaN if a replicate is undefined.
     """
     estimate = float(values[0])
     if seeds < 3 or not np.isfinite(values).all():
@@ -80,11 +71,8 @@ def interval(values: Array, seeds: int) -> tuple[float, float, float]:
 
 def told(values: Array, seeds: int, digits: int = 2) -> str:
     """Replicates as text: the estimate and, if there is one, its interval, "0.08 [0.05, 0.11]"."""
-    estimate, low, high = interval(values, seeds)
-    if math.isnan(estimate):
-        return "an undefined amount"
-    text = f"{estimate:z.{digits}f}"
-    return text if math.isnan(low) else f"{text} [{low:z.{digits}f}, {high:z.{digits}f}]"
+    estimate, low, high = (f"{x:z.{digits}f}" for x in interval(values, seeds))
+    return "an undefined amount" if estimate == "nan" else estimate if low == "nan" else f"{estimate} [{low}, {high}]"
 
 
 def partial_correlation(x: Array, y: Array, *given: Array) -> Array:
@@ -96,25 +84,26 @@ def partial_correlation(x: Array, y: Array, *given: Array) -> Array:
     return -inverse[..., 0, 1] / np.sqrt(inverse[..., 0, 0] * inverse[..., 1, 1])
 
 
+def relative(statistic: Callable[..., Array], a: str, b: str, *layer: str) -> Array:
+    """s_AB / sqrt(s_AA s_BB): relative to what two seeds of each share; undefined where they share nothing."""
+    ab, aa, bb = (statistic(*pair, *layer) for pair in ((a, b), (a, a), (b, b)))
+    return ab / np.sqrt(np.where((aa > 0) & (bb > 0), aa * bb, np.nan))
+
+
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """What the claims rest on; statistics are methods that give replicates (1 + folds + seeds,), NaN where networks are missing.
 
-    Attributes:
-        comparison: CKA of all networks, each seed of each objective being a stream "OBJECTIVE-SEED".
-        readings: network -> measure -> means by fold of the test images (folds, layers): "probe" (cross-entropy, nats),
-            "views" (fitted NT-Xent, nats), "views of a class" (the same in batches of one class).
-        estimator: which of the comparison's estimators is asked.
-        places: objective -> the one that stands in its place, for placebos and controls.
-        ends: stage -> the layer that is taken for its end, if not the last block.
+    `readings`: network -> measure -> means by fold of the test images (folds, layers), as `Study.readings` gives them: "probe",
+    "views", "views of a class". The streams of `comparison` have the same names, "OBJECTIVE-SEED".
     """
 
     comparison: Comparison
     readings: Mapping[str, Mapping[str, pd.DataFrame]]
     seeds: int
-    estimator: str = "unbiased"
-    places: Mapping[str, str] = field(default_factory=dict)
-    ends: Mapping[str, str] = field(default_factory=dict)
+    estimator: str = "unbiased"  # which of the comparison's is asked
+    places: Mapping[str, str] = field(default_factory=dict)  # objective -> the one in its place: placebos and controls
+    ends: Mapping[str, str] = field(default_factory=dict)  # stage -> what is taken for its end, if not the last block
 
     @property
     def layers(self) -> list[str]:
@@ -129,36 +118,27 @@ class Evidence:
         """The last block of a stage, or what is taken for it."""
         return self.ends.get(name, end_of(self.layers, name))
 
-    def curves(
-        self, statistic: Callable[..., Array], keys: Sequence[str | tuple[str, ...]], layers: Sequence[str]
-    ) -> pd.DataFrame:
+    def curves(self, statistic: Callable[..., Array], keys: Sequence, layers: Sequence[str]) -> pd.DataFrame:
         """A statistic of (*key, layer) at every layer with its interval: pair (the key, joined by "-"), layer, value, low, high."""
-        rows = []
-        for key, layer in itertools.product(keys, layers):
-            names = (key,) if isinstance(key, str) else key
-            rows.append(("-".join(names), layer, *interval(statistic(*names, layer), self.seeds)))
+        cells = itertools.product(((key,) if isinstance(key, str) else key for key in keys), layers)
+        rows = [("-".join(key), layer, *interval(statistic(*key, layer), self.seeds)) for key, layer in cells]
         return pd.DataFrame(rows, columns=["pair", "layer", "value", "low", "high"])
 
-    def _over_pairs(self, a: str, b: str, statistic: Callable[[int, int], Array]) -> Array:
-        """The mean over pairs of networks, but never of one seed, whose initial weights are shared."""
-        pairs = [(i, j) for i, j in itertools.product(range(self.seeds), repeat=2) if (i < j if a == b else i != j)]
-        if not pairs or {f"{a}-0", f"{b}-0"} - set(self.comparison.streams):
+    def _over_pairs(self, a: str, b: str, statistic: Callable[..., Array]) -> Array:
+        """The mean of statistic(network, network, seed, seed) over pairs of networks of two seeds: one shares initial weights."""
+        a, b = (self.places.get(o, o) for o in (a, b))
+        pairs = [*(itertools.combinations if a == b else itertools.permutations)(range(self.seeds), 2)]
+        if not pairs or not {f"{a}-0", f"{b}-0"} <= {*self.comparison.streams}:
             return np.full(1 + len(self.comparison.weights) + self.seeds, np.nan)
-        return over_seeds({pair: statistic(*pair) for pair in pairs}, self.seeds)
+        return over_seeds({(i, j): statistic(f"{a}-{i}", f"{b}-{j}", i, j) for i, j in pairs}, self.seeds)
 
     def cka(self, a: str, b: str, layer: str) -> Array:
         """c_AB: mean CKA of a layer of two objectives over all pairs of different seeds."""
-        a, b = (self.places.get(o, o) for o in (a, b))
-
-        def cka(i: int, j: int) -> Array:
-            return self.comparison.replicates(f"{a}-{i}", layer, f"{b}-{j}", layer, self.estimator)
-
-        return self._over_pairs(a, b, cka)
+        return self._over_pairs(a, b, lambda x, y, *_: self.comparison.replicates(x, layer, y, layer, self.estimator))
 
     def rho(self, a: str, b: str, layer: str) -> Array:
         """c_AB / sqrt(c_AA c_BB): the cosine of what two objectives determine; undefined where seeds share nothing."""
-        first, second = (np.where(c > 0, c, np.nan) for c in (self.cka(a, a, layer), self.cka(b, b, layer)))
-        return self.cka(a, b, layer) / np.sqrt(first * second)
+        return relative(self.cka, a, b, layer)
 
     def pi(self, a: str, b: str, layer: str) -> Array:
         """The same after what untrained networks share has been projected out: a partial cosine."""
@@ -171,53 +151,48 @@ class Evidence:
         return np.degrees(np.arccos(np.clip(self.pi(a, b, layer), 0, 1)))
 
     def grid_correlation(self, a: str, b: str) -> Array:
-        """Mean over pairs of seeds of the partial correlation of two networks' own CKA grids given both untrained ones."""
-        a, b = (self.places.get(o, o) for o in (a, b))
-        cells = [*itertools.combinations(self.layers, 2)]
+        """r_AB: mean partial correlation of two networks' own CKA grids given those of the untrained ones of their seeds."""
+        own = functools.cache(self._grid)
+        return self._over_pairs(a, b, lambda x, y, i, j: partial_correlation(*map(own, (x, y, f"{U}-{i}", f"{U}-{j}"))))
 
-        @functools.cache
-        def grid(name: str) -> Array:  # (1 + folds, cells)
-            return np.stack([self.comparison.replicates(name, k, name, l, self.estimator) for k, l in cells], axis=1)
-
-        def correlation(i: int, j: int) -> Array:
-            return partial_correlation(*(grid(name) for name in (f"{a}-{i}", f"{b}-{j}", f"{U}-{i}", f"{U}-{j}")))
-
-        return self._over_pairs(a, b, correlation)
+    def _grid(self, name: str) -> Array:
+        """CKA of every layer of a network with every other one, (1 + folds, cells)."""
+        cells = itertools.combinations(self.layers, 2)
+        return np.stack([self.comparison.replicates(name, k, name, l, self.estimator) for k, l in cells], axis=1)
 
     def reading(self, measure: str, objective: str, layer: str) -> Array:
         """The mean of a reading over seeds, in nats."""
-        networks = [f"{self.places.get(objective, objective)}-{seed}" for seed in range(self.seeds)]
-        tables = [self.readings.get(name, {}).get(measure) for name in networks]
-        if any(table is None for table in tables):
-            return np.full(1 + len(next(iter(self.readings[f"{SL}-0"].values()))) + self.seeds, np.nan)
+        name = self.places.get(objective, objective)
+        if f"{name}-0" not in self.readings:
+            return np.full(1 + len(next(iter(self.readings.values()))[measure]) + self.seeds, np.nan)
+        tables = [self.readings[f"{name}-{seed}"][measure] for seed in range(self.seeds)]
         means = [without_each_fold(table[layer].to_numpy(), table.attrs["images"]) for table in tables]
         return over_seeds({(seed,): mean for seed, mean in enumerate(means)}, self.seeds)
 
+    def told(self, values: Array, digits: int = 2) -> str:
+        return told(values, self.seeds, digits)
 
-# Parts and claims
+    def part(self, statement: str, values: Array, **options: Any) -> Part:
+        return Part(statement, values, self.seeds, **options)
 
 
 class Part:
     """A statistic that is claimed to lie above (or below) a threshold: estimate, low, high, verdict.
 
-    Args:
-        values: replicates; the interval is undefined, with the `reason`, where one of them is.
-        scaled: the same for figures, in units in which the threshold is 1 and no effect is 0; values / threshold if not given.
-            `scaled` becomes its (estimate, low, high), `without_seed` its estimates without each seed in turn.
-        denominators: title -> replicates that `values` were divided by: undefined too where the interval of one contains 0.
+    `scaled` becomes its (estimate, low, high), and gives `without_seed`, the estimates without each seed in turn.
     """
 
     def __init__(
         self,
         statement: str,
-        values: Array,
+        values: Array,  # replicates; the interval is undefined, with the `reason`, where one of them is
         seeds: int,
         *,
         above: float | None = None,
         below: float = 0.0,
         unit: str = "",
-        scaled: Array | None = None,
-        denominators: Mapping[str, Array] | None = None,
+        scaled: Array | None = None,  # for figures: the threshold is 1, no effect 0; values / threshold if not given
+        denominators: Mapping[str, Array] | None = None,  # of values: undefined too where one's interval has 0
     ):
         self.statement, self.unit, self.side = statement, unit, "below" if above is None else "above"
         self.threshold = float(below if above is None else above)
@@ -230,30 +205,24 @@ class Part:
         self.low, self.high = (math.nan, math.nan) if self.reason else (low, high)
         scaled = values / self.threshold if scaled is None else scaled
         self.scaled, self.without_seed = interval(scaled, seeds), tuple(scaled[-seeds:].tolist())
+        ends = self.beyond(self.low), self.beyond(self.high)  # NaN compares false
+        self.verdict = SUPPORTED if min(ends) > 0 else CONTRADICTED if max(ends) < 0 else UNDECIDED
 
     def beyond(self, value: float) -> float:
         """By how much a value lies on the claimed side of the threshold."""
         return value - self.threshold if self.side == "above" else self.threshold - value
 
-    @property
-    def verdict(self) -> str:
-        ends = self.beyond(self.low), self.beyond(self.high)  # NaN compares false
-        return SUPPORTED if min(ends) > 0 else CONTRADICTED if max(ends) < 0 else UNDECIDED
-
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim with its parts, its effect in its own quantities, and its placebos: the same with others in its networks' places.
-
-    `gate` is why it is not judged, empty if it is.
-    """
+    """A claim with its parts, its effect in its own quantities, and its placebos: the same with others in its networks' places."""
 
     id: str
     statement: str
     parts: Sequence[Part]
     sentence: str
     placebos: Mapping[str, Claim] = field(default_factory=dict)
-    gate: str = ""
+    gate: str = ""  # why it is not judged; empty if it is
 
     @property
     def met(self) -> bool:
@@ -264,11 +233,9 @@ class Claim:
     def verdict(self) -> str:
         """Contradicted if a part is, supported if all are and no placebo passes, undecided if some are undecided."""
         verdicts = {p.verdict for p in self.parts}
-        if self.gate:
-            return NOT_JUDGED
-        if verdicts == {SUPPORTED}:
-            return UNSPECIFIC if any(p.met for p in self.placebos.values()) else SUPPORTED
-        return CONTRADICTED if CONTRADICTED in verdicts else UNDECIDED
+        if self.gate or verdicts != {SUPPORTED}:
+            return NOT_JUDGED if self.gate else CONTRADICTED if CONTRADICTED in verdicts else UNDECIDED
+        return UNSPECIFIC if any(p.met for p in self.placebos.values()) else SUPPORTED
 
     @property
     def reason(self) -> str:
@@ -285,117 +252,101 @@ class Claim:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: NaN becomes None. A placebo has its own verdict, and whether its estimates alone would do (met)."""
 
-        def plain(x: Any) -> Any:
-            if isinstance(x, tuple):
-                return [*map(plain, x)]
-            return None if isinstance(x, float) and not math.isfinite(x) else x
-
         def row(claim: Claim, *names: str) -> dict[str, Any]:
-            parts = [{k: plain(x) for k, x in vars(p).items()} | {"verdict": p.verdict} for p in claim.parts]
-            return {name: getattr(claim, name) for name in names} | {"parts": parts}
+            return {name: getattr(claim, name) for name in names} | {"parts": [*map(vars, claim.parts)]}
 
-        placebos = {name: row(placebo, "verdict", "met") for name, placebo in self.placebos.items()}
-        return row(self, "id", "statement", "verdict", "reason", "sentence") | {"placebos": placebos}
+        placebos = {name: row(p, "verdict", "met") for name, p in self.placebos.items()}
+        whole = row(self, "id", "statement", "verdict", "reason", "sentence") | {"placebos": placebos}
+        return json.loads(json.dumps(whole), parse_constant=lambda nan: None)
 
 
-# Criteria: the parts of a claim, and its effect as a sentence
+# Criteria: each has the statement of a claim, and gives its parts and its effect as a sentence
 
 
 def c1(e: Evidence) -> tuple[list[Part], str]:
-    """SimCLR uses the residual network as supervised learning does."""
-    across, sl, sc = (e.grid_correlation(*pair) for pair in ((SL, SC), (SL, SL), (SC, SC)))
-    ratio = across / np.sqrt(np.where((sl > 0) & (sc > 0), sl * sc, np.nan))
-    sentence = (
-        f"Beyond what untrained networks show, the grid of SimCLR's layers agrees with SL's to {told(ratio, e.seeds)} of "
+    """SimCLR uses the residual network as supervised learning does"""
+    ratio = relative(e.grid_correlation, SL, SC)
+    return [e.part("agreement of the two layer grids beyond untrained ones", ratio, above=0.5)], (
+        f"Beyond what untrained networks show, the grid of SimCLR's layers agrees with SL's to {e.told(ratio)} of "
         "what two seeds of one objective do."
     )
-    return [Part("agreement of the two layer grids beyond untrained ones", ratio, e.seeds, above=0.5)], sentence
 
 
 def c2(e: Evidence) -> tuple[list[Part], str]:
-    """The intermediate representations are similar."""
-    layers = e.blocks(*MIDDLE)
-    shared, same_labels = (np.mean([e.pi(SL, other, l) for l in layers], axis=0) for other in (SC, V))
-    sentence = (
-        f"Beyond untrained networks, middle layers of SL and SimCLR share {told(shared, e.seeds)} of their similarity structure; "
-        f"SL and SL on SimCLR's views share {told(same_labels, e.seeds)}."
+    """the intermediate representations are similar"""
+    shared, same_labels = (np.mean([e.pi(SL, o, l) for l in e.blocks(*MIDDLE)], axis=0) for o in (SC, V))
+    return [e.part("partial cosine of middle post-residual layers", shared, above=0.5)], (
+        f"Beyond untrained networks, middle layers of SL and SimCLR share {e.told(shared)} of their similarity structure; "
+        f"SL and SL on SimCLR's views share {e.told(same_labels)}."
     )
-    return [Part("partial cosine of middle post-residual layers", shared, e.seeds, above=0.5)], sentence
 
 
 def c3(e: Evidence) -> tuple[list[Part], str]:
-    """They are reached by dissimilar means: residual branches."""
-    blocks = [l for l in e.blocks(*MIDDLE) if not l.endswith(".0")]  # which opens a stage by a projection shortcut
+    """they are reached by dissimilar means"""
+    blocks = [l for l in e.blocks(*MIDDLE) if not l.endswith(".0")]  # M*: .0 opens a stage by a projection shortcut
     outputs, branches = (np.mean([e.rho(SL, SC, l + kind) for l in blocks], axis=0) for kind in ("", ".residual"))
     gap = outputs - branches
-    sentence = (
-        f"Relative to seeds, SL and SimCLR agree to {told(outputs, e.seeds)} after middle blocks and to "
-        f"{told(branches, e.seeds)} in what those blocks add: a difference of {told(gap, e.seeds)}."
+    return [e.part("blocks' outputs agree more than their residual branches", gap, above=0.05)], (
+        f"Relative to seeds, SL and SimCLR agree to {e.told(outputs)} after middle blocks and to {e.told(branches)} in what "
+        f"those blocks add: a difference of {e.told(gap)}."
     )
-    return [Part("blocks' outputs agree more than their residual branches", gap, e.seeds, above=0.05)], sentence
 
 
 def c4(e: Evidence) -> tuple[list[Part], str]:
-    """The representations diverge rapidly in the last layers."""
+    """the representations diverge rapidly in the last layers"""
     b, m, end = (e.end(stage) for stage in ("layer1", "layer3", "layer4"))
-    order = [*e.blocks(), "head"]
-    last, before = order.index(end) - order.index(m), order.index(m) - order.index(b)
-    across, views = (e.pi(SL, other, m) - e.pi(SL, other, end) for other in (SC, V))
-    statement = "the last stage loses more similarity across objectives than across views"
-    parts, bends = [Part(statement, across - views, e.seeds, above=0.05)], {}
-    for first in (SL, V):
-        start, middle, stop = (e.angle(first, SC, l) for l in (b, m, end))
-        bend = (stop - middle) / last - (middle - start) / before
-        statement, bends[first] = f"{TITLES[first]} and SimCLR part faster in the last stage than in the middle", bend
-        parts.append(Part(statement, bend, e.seeds, above=0.0, unit="degrees a block", scaled=1 + bend))
-    sentence = (
-        f"Over the last stage {told(across, e.seeds)} of the shared similarity is lost across objectives and "
-        f"{told(views, e.seeds)} across views; the angle opens by {told(bends[SL], e.seeds, 1)} degrees a block more than before."
+    place = [*e.blocks(), "head"].index
+    across, views = (e.pi(SL, o, m) - e.pi(SL, o, end) for o in (SC, V))
+    statement, bends = "the last stage loses more similarity across objectives than across views", {}
+    parts = [e.part(statement, across - views, above=0.05)]
+    for o in (SL, V):
+        late = (e.angle(o, SC, end) - e.angle(o, SC, m)) / (place(end) - place(m))
+        bends[o] = bend = late - (e.angle(o, SC, m) - e.angle(o, SC, b)) / (place(m) - place(b))
+        statement = f"{TITLES[o]} and SimCLR part faster in the last stage than in the middle"
+        parts.append(e.part(statement, bend, above=0.0, unit="degrees a block", scaled=1 + bend))
+    return parts, (
+        f"Over the last stage {e.told(across)} of the shared similarity is lost across objectives and {e.told(views)} across "
+        f"views; the angle opens by {e.told(bends[SL], 1)} degrees a block more than before."
     )
-    return parts, sentence
 
 
 def _last_stage(e: Evidence, measure: str, objective: str) -> Array:
-    """By how many nats a reading improves over the last stage, beyond what it does in untrained networks."""
+    """D_A: by how many nats a reading improves over the last stage, beyond what it does in untrained networks."""
     m, end = e.end("layer3"), e.end("layer4")
     trained, untrained = (e.reading(measure, o, m) - e.reading(measure, o, end) for o in (objective, U))
     return trained - untrained
 
 
-def _less_than_half(statement: str, other: Array, owner: Array, seeds: int) -> Part:
+def _less_than_half(e: Evidence, statement: str, other: Array, owner: Array) -> Part:
     """That `other` is less than half of `owner`, tested as a contrast; drawn as a share."""
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.where(owner > 0, other / owner, np.nan)
-    return Part(statement, other - 0.5 * owner, seeds, below=0.0, unit="nats", scaled=2 * (1 - share))
+    return e.part(statement, other - 0.5 * owner, below=0.0, unit="nats", scaled=2 * (1 - share))
 
 
 def c5(e: Evidence) -> tuple[list[Part], str]:
-    """SL's last layers fit the classes, SimCLR's do not."""
+    """SL's last layers fit the classes, SimCLR's do not"""
     sl, sc = (_last_stage(e, "probe", o) for o in (SL, SC))
-    parts = [
-        Part("SL's last stage improves the class reading", sl, e.seeds, above=0.1, unit="nats"),
-        _less_than_half("SimCLR's last stage improves it by less than half as much", sc, sl, e.seeds),
-    ]
-    sentence = (
-        f"Beyond untrained networks, SL's last stage lowers the probe's cross-entropy by {told(sl, e.seeds)} nats, "
-        f"SimCLR's by {told(sc, e.seeds)}."
+    return [
+        e.part("SL's last stage improves the class reading", sl, above=0.1, unit="nats"),
+        _less_than_half(e, "SimCLR's last stage improves it by less than half as much", sc, sl),
+    ], (
+        f"Beyond untrained networks, SL's last stage lowers the probe's cross-entropy by {e.told(sl)} nats, SimCLR's by "
+        f"{e.told(sc)}."
     )
-    return parts, sentence
 
 
 def c6(e: Evidence) -> tuple[list[Part], str]:
-    """SimCLR's last layers fit invariance to views, SL's do not."""
+    """SimCLR's last layers fit invariance to views, SL's do not"""
     sc, sl, v = (_last_stage(e, "views", o) for o in (SC, SL, V))
-    parts = [
-        Part("SimCLR's last stage improves the view reading", sc, e.seeds, above=0.05, unit="nats"),
-        _less_than_half("SL's last stage improves it by less than half as much", sl, sc, e.seeds),
-        _less_than_half("so does the last stage of SL on SimCLR's views", v, sc, e.seeds),
-    ]
-    sentence = (
-        f"Beyond untrained networks, the view loss falls by {told(sc, e.seeds)} nats in SimCLR's last stage, by "
-        f"{told(sl, e.seeds)} in SL's and by {told(v, e.seeds)} in that of SL on the same views."
+    return [
+        e.part("SimCLR's last stage improves the view reading", sc, above=0.05, unit="nats"),
+        _less_than_half(e, "SL's last stage improves it by less than half as much", sl, sc),
+        _less_than_half(e, "so does the last stage of SL on SimCLR's views", v, sc),
+    ], (
+        f"Beyond untrained networks, the view loss falls by {e.told(sc)} nats in SimCLR's last stage, by {e.told(sl)} in SL's "
+        f"and by {e.told(v)} in that of SL on the same views."
     )
-    return parts, sentence
 
 
 def implicit_fit(e: Evidence, measure: str, objective: str, owner: str, layer: str) -> tuple[Array, Array]:
@@ -406,56 +357,35 @@ def implicit_fit(e: Evidence, measure: str, objective: str, owner: str, layer: s
 
 
 def c7(e: Evidence, views: str = "views of a class") -> tuple[list[Part], str]:
-    """SimCLR fits SL's objective in its middle layers, not the reverse."""
+    """SimCLR implicitly fits the supervised objective in its middle layers, not the reverse"""
     m = e.end("layer3")
     classes, by_labels = implicit_fit(e, "probe", SC, SL, m)
-    shares = {other: implicit_fit(e, views, other, SC, m)[0] for other in (SL, V)}
-    gains = {"SL's gain in the class reading": by_labels}
-    statement = "SimCLR reaches half of SL's gain in the class reading"
-    parts = [Part(statement, classes, e.seeds, above=0.5, denominators=gains)]
-    gains = gains | {"SimCLR's gain in the view reading within classes": implicit_fit(e, views, SL, SC, m)[1]}
-    for other, share in shares.items():
-        statement = f"{TITLES[other]} reaches less of SimCLR's gain in the view reading within classes"
-        parts.append(Part(statement, classes - share, e.seeds, above=0.1, denominators=gains))
-    sentence = (
-        f"At the end of stage 3 SimCLR reaches {told(classes, e.seeds)} of SL's gain in the class reading; of SimCLR's gain "
-        f"in telling views apart within a class SL reaches {told(shares[SL], e.seeds)}, SL on the same views "
-        f"{told(shares[V], e.seeds)}."
+    (sl, by_views), (v, _) = (implicit_fit(e, views, o, SC, m) for o in (SL, V))
+    one = {"SL's gain in the class reading": by_labels}
+    both = one | {"SimCLR's gain in the view reading within classes": by_views}
+    parts = [e.part("SimCLR reaches half of SL's gain in the class reading", classes, above=0.5, denominators=one)]
+    for title, share in ((TITLES[SL], sl), (TITLES[V], v)):
+        statement = f"{title} reaches less of SimCLR's gain in the view reading within classes"
+        parts.append(e.part(statement, classes - share, above=0.1, denominators=both))
+    return parts, (
+        f"At the end of stage 3 SimCLR reaches {e.told(classes)} of SL's gain in the class reading; of SimCLR's gain in telling "
+        f"views apart within a class SL reaches {e.told(sl)}, SL on the same views {e.told(v)}."
     )
-    return parts, sentence
 
 
-CLAIMS: Mapping[str, tuple[str, Callable[[Evidence], tuple[list[Part], str]]]] = {
-    "C1": ("SimCLR uses the residual network as supervised learning does", c1),
-    "C2": ("the intermediate representations are similar", c2),
-    "C3": ("they are reached by dissimilar means", c3),
-    "C4": ("the representations diverge rapidly in the last layers", c4),
-    "C5": ("SL's last layers fit the classes, SimCLR's do not", c5),
-    "C6": ("SimCLR's last layers fit invariance to views, SL's do not", c6),
-    "C7": ("SimCLR implicitly fits the supervised objective in its middle layers, not the reverse", c7),
-}
-PLACEBOS: Mapping[str, tuple[tuple[str, str], ...]] = {  # (what stands in whose place, who stands there)
-    "C3": ((SL, U), (SC, U), (SC, V)),
-    "C5": ((SL, U), (SC, V)),
-    "C6": ((SC, U),),
-    "C7": ((SC, U),),
-}
+CLAIMS = {"C1": c1, "C2": c2, "C3": c3, "C4": c4, "C5": c5, "C6": c6, "C7": c7}
+# whose place is taken by whom
+PLACEBOS = {"C3": [(SL, U), (SC, U), (SC, V)], "C5": [(SL, U), (SC, V)], "C6": [(SC, U)], "C7": [(SC, U)]}
 
 
 def gate(accuracy: Mapping[str, float], seeds: int) -> str:
-    """Why claims are not judged; empty if they are.
-
-    Args:
-        accuracy: probe accuracy at the pool, averaged over seeds, of "sl", "simclr", "untrained" and of the "pixels".
-    """
+    """Why claims are not judged, by the probe's accuracy at the pool of each objective and of "pixels"; empty if they are."""
     if seeds < MIN_SEEDS:
         return f"{seeds} seeds, and an interval over seeds needs {MIN_SEEDS}: set seeds to {MIN_SEEDS} or more"
     bar = max(accuracy["pixels"], accuracy[U]) + LEARNT
-    weak = [f"{TITLES[o]} ({accuracy[o]:.2f})" for o in (SL, SC) if not accuracy[o] >= bar]
-    if not weak:
-        return ""
-    return (
-        f"{' and '.join(weak)} read the class less than {LEARNT:.2f} above pixels ({accuracy['pixels']:.2f}) and untrained "
+    weak = " and ".join(f"{TITLES[o]} ({accuracy[o]:.2f})" for o in (SL, SC) if not accuracy[o] >= bar)
+    return weak and (
+        f"{weak} read the class less than {LEARNT:.2f} above pixels ({accuracy['pixels']:.2f}) and untrained "
         f"networks ({accuracy[U]:.2f}): train longer (epochs_sl, epochs_simclr) or on more images (train_images)"
     )
 
@@ -464,16 +394,12 @@ def judge(evidence: Evidence, reason: str = "", only: Sequence[str] = tuple(CLAI
     """The claims, judged, with their placebos; `reason` is that of `gate`."""
     claims = []
     for name in only:
-        statement, criterion = CLAIMS[name]
-        placebos = {}
-        for objective, other in PLACEBOS.get(name, ()):
-            moved = criterion(dataclasses.replace(evidence, places={objective: other}))
-            placebos[f"{TITLES[other]} in {TITLES[objective]}'s place"] = Claim(name, statement, *moved)
-        claims.append(Claim(name, statement, *criterion(evidence), placebos, reason))
+        criterion, placebos = CLAIMS[name], {}
+        for o, other in PLACEBOS.get(name, ()):
+            moved = criterion(dataclasses.replace(evidence, places={o: other}))
+            placebos[f"{TITLES[other]} in {TITLES[o]}'s place"] = Claim(name, criterion.__doc__, *moved)
+        claims.append(Claim(name, criterion.__doc__, *criterion(evidence), placebos, reason))
     return claims
-
-
-# Tables of claims
 
 
 def parts(claims: Sequence[Claim]) -> pd.DataFrame:
@@ -494,10 +420,9 @@ def one_look(claims: Sequence[Claim], ticks: pd.DataFrame | None = None) -> pd.D
     for claim in claims:
         weakest, note = claim.weakest, ""
         if ticks is not None:
-            values = ticks.loc[ticks["row"] == claim.id, "value"]
-            same = ((values > 1) == (weakest.scaled[0] > 1)).sum()
-            agree = f"; {same} of {len(values)} readings on the same side" if len(values) else ""
-            note = f"S = {len(weakest.without_seed)}{agree}"
+            others = ticks.loc[ticks["row"] == claim.id, "value"] > 1
+            same = f"; {(others == (weakest.scaled[0] > 1)).sum()} of {len(others)} readings on the same side"
+            note = f"S = {len(weakest.without_seed)}" + same * bool(len(others))
         placebos = [placebo.weakest.scaled[0] for placebo in claim.placebos.values()]
         bounds = (min(placebos), max(placebos)) if placebos and np.isfinite(placebos).all() else (math.nan, math.nan)
         rows.append((claim.id, claim.statement, *weakest.scaled, *bounds, claim.verdict, note))

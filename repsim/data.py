@@ -1,17 +1,13 @@
 """Images and labels as tensors: the embedded set "shapes", torchvision's sets by name, or a folder of images.
 
-    splits = load("shapes", train_images=2000, test_images=1000)    # or "cifar10", or "~/pictures"
-    network(as_input(splits.train.images))
-
-Every split is in a seeded random order, so that consecutive images are a random batch.
+`load` gives splits in a seeded random order, so that consecutive images are a random batch; a network takes
+`as_input(splits.train.images)`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import inspect
-import math
 import os
 import tempfile
 import unicodedata
@@ -50,15 +46,13 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         _check_images(self.images)
-        n, k = len(self.images), len(self.classes)
-        if self.labels.dtype != torch.int64:
-            raise TypeError(f"labels: expected int64, got {self.labels.dtype}; convert with .long()")
-        if self.labels.shape != (n,):
-            raise ValueError(f"labels: expected one for each of {n} images, got shape {tuple(self.labels.shape)}")
-        if n and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < k:
-            raise ValueError(
-                f"labels: expected 0 to {k - 1} ({k} classes), got {self.labels.min()} to {self.labels.max()}"
-            )
+        n, k, labels = len(self.images), len(self.classes), self.labels
+        if labels.dtype != torch.int64:
+            raise TypeError(f"labels: expected int64, got {labels.dtype}; convert with .long()")
+        if labels.shape != (n,):
+            raise ValueError(f"labels: expected one for each of {n} images, got shape {tuple(labels.shape)}")
+        if n and not 0 <= labels.min() <= labels.max() < k:
+            raise ValueError(f"labels: expected 0 to {k - 1} ({k} classes), got {labels.min()} to {labels.max()}")
         if self.factors is not None and len(self.factors) != n:
             raise ValueError(f"factors: expected one row for each of {n} images, got {len(self.factors)}")
 
@@ -78,34 +72,29 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """What is trained on, what choices are made on, and what is only ever reported on."""
-
     name: str
     train: ImageSet
-    validation: ImageSet
-    test: ImageSet
+    validation: ImageSet  # what choices are made on
+    test: ImageSet  # what is only ever reported on
 
 
-def _check_images(images: Tensor) -> None:
-    if images.dtype != torch.uint8:
-        raise TypeError(
-            f"images: expected uint8 of 0 to 255, got {images.dtype}; as_input makes network inputs of them"
-        )
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
-        raise ValueError(
-            f"images: expected shape (n, 3, h, w), or (n, 1, h, w) for grey images, got {tuple(images.shape)}; "
-            "images[None] makes a batch of one, images.permute(0, 3, 1, 2) moves channels that are last"
-        )
+class Summary(NamedTuple):
+    """What is known of splits without having them."""
+
+    name: str
+    train: int
+    validation: int
+    test: int
+    classes: tuple[str, ...]
+    factors: bool  # whether they are known
+    fingerprints: tuple[str, ...]  # of train, validation and test
 
 
-def as_input(images: Tensor) -> Tensor:
-    """Network inputs: uint8 (n, c, h, w) -> float32 (x / 255 - 0.5) / 0.25, in [-2, 2], on the same device; c is 3 or 1.
-
-    The scale is fixed, no statistic of a data set, so that views and sets are all in one scale. TypeError or ValueError where
-    the images have another dtype or shape.
-    """
-    _check_images(images)
-    return images.float().mul_(4 / 255).sub_(2)
+def summary(splits: Splits) -> Summary:
+    """Sizes, classes and fingerprints of the three parts."""
+    train, parts = splits.train, (splits.train, splits.validation, splits.test)
+    about = train.classes, train.factors is not None, tuple(map(fingerprint, parts))
+    return Summary(splits.name, *map(len, parts), *about)
 
 
 def fingerprint(image_set: ImageSet) -> str:
@@ -116,37 +105,30 @@ def fingerprint(image_set: ImageSet) -> str:
     return total.hexdigest()[:16]
 
 
-class Summary(NamedTuple):
-    """What is known of image sets without having them; the fingerprints are those of train, validation and test."""
-
-    name: str
-    train: int
-    validation: int
-    test: int
-    classes: tuple[str, ...]
-    factors: bool  # whether they are known
-    fingerprints: tuple[str, ...]
+def _check_images(images: Tensor) -> None:
+    if images.dtype != torch.uint8:
+        raise TypeError(f"images: expected uint8 of 0 to 255, got {images.dtype}; as_input makes inputs of them")
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
+        remedy = "images[None] makes a batch of one, images.permute(0, 3, 1, 2) moves channels that are last"
+        raise ValueError(f"images: expected shape (n, 3 or 1, h, w), got {tuple(images.shape)}; {remedy}")
 
 
-def summary(splits: Splits) -> Summary:
-    """Sizes, classes and fingerprints of the three parts."""
-    parts = (splits.train, splits.validation, splits.test)
-    known = splits.train.factors is not None
-    return Summary(splits.name, *map(len, parts), tuple(splits.train.classes), known, tuple(map(fingerprint, parts)))
+def as_input(images: Tensor) -> Tensor:
+    """Network inputs: uint8 (n, c, h, w) -> float32 (x / 255 - 0.5) / 0.25, in [-2, 2], on the same device; c is 3 or 1.
 
-
-# Splitting
+    The scale is fixed, no statistic of a data set. TypeError or ValueError where images have another dtype or shape.
+    """
+    _check_images(images)
+    return images.float().mul_(4 / 255).sub_(2)
 
 
 def stratified_order(labels: Tensor, generator: torch.Generator) -> Tensor:
     """A random order (n,) in which every class is spread evenly: each beginning of it is a stratified sample."""
     order = torch.randperm(len(labels), generator=generator)
-    shuffled = labels[order]
-    place = torch.zeros(len(labels), dtype=torch.float64)
-    for label in shuffled.unique():
-        members = (shuffled == label).nonzero().squeeze(1)
-        place[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
-    return order[place.argsort(stable=True)]
+    classes = pd.Series(labels[order].numpy())
+    members = classes.groupby(classes)
+    place = (members.cumcount() + 0.5) / members.transform("size")
+    return order[torch.tensor(place.to_numpy()).argsort(stable=True)]
 
 
 def _subsets(pool: ImageSet, sizes: Sequence[int], seed: int, use: str) -> list[ImageSet]:
@@ -181,23 +163,18 @@ def load(
     """The image set `source`: stratified, seeded subsets for training, validation and test.
 
     Args:
-        source: "shapes" (embedded, made on the spot, as many as asked for: 8,000 and 2,000 if not), one of `TORCHVISION`
-            (downloaded below `root`), or a folder with train/CLASS/* and test/CLASS/* (cached below `root`).
-        train_images: images trained on; None: all that validation leaves.
-        test_images: images of the test set; None: all.
+        source: "shapes" (embedded; 8,000 and 2,000 images, or as many as asked for), one of `TORCHVISION` (downloaded below
+            `root`), or a folder with train/CLASS/* and test/CLASS/* (cached below `root`).
+        train_images, test_images: images trained on (None: all that validation leaves) and tested on (None: all).
         validation: validation images per training image; they are cut from the training set, beside `train_images`.
         image_size: pixels a side; the shorter side is resized to it and the middle cut out. None: as the images are.
         channels: 3, or 1 for grey images (luma, ITU-R 601).
         context, saturation: of "shapes" alone, 0 to 1; see `repsim.shapes.draw`.
-        seed: of the embedded images and of every choice of a subset.
 
-    Raises:
-        ValueError: a number out of range, more images than there are, fewer than two classes, a bad folder or image, or
-            `context` or `saturation` with other images than "shapes".
-        FileNotFoundError: no such name or folder, or one without train/ or test/.
-        RuntimeError: a set that cannot be downloaded; says where to put its files.
+    Raises ValueError (a number out of range, more images than there are, unequal or too few classes, a bad image),
+    FileNotFoundError (no such name or folder, or an empty one) or RuntimeError (a set that cannot be downloaded).
     """
-    for name, value in (("train_images", train_images), ("test_images", test_images), ("image_size", image_size)):
+    for name, value in {"train_images": train_images, "test_images": test_images, "image_size": image_size}.items():
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"{name}: expected a positive whole number or None, got {value!r}")
     if not 0 <= validation < 1:
@@ -218,15 +195,11 @@ def load(
     if channels == 1:
         pool, test = (dataclasses.replace(part, images=_grey(part.images)) for part in (pool, test))
 
-    most = round(len(pool) / (1 + validation))
-    n = most if train_images is None else train_images
-    held_out = len(pool) - most if train_images is None else round(validation * train_images)
+    n = train_images or round(len(pool) / (1 + validation))
+    held_out = round(validation * n) if train_images else len(pool) - n
     if n + held_out > len(pool):
-        most -= most + round(validation * most) > len(pool)
-        raise ValueError(
-            f"train_images: expected at most {most}, got {n}: {title} has {len(pool)} images to train on, and "
-            f"{held_out} more are held out for validation ({validation:g} per training image)"
-        )
+        asked = f"{n} and {held_out} for validation ({validation:g} per training image)"
+        raise ValueError(f"train_images: expected fewer, got {asked}: {title} has {len(pool)} images to train on")
     if (test_images or 0) > len(test):
         raise ValueError(f"test_images: expected at most {len(test)}, all there are in {title}, got {test_images}")
     held_out_set, train_set = _subsets(pool, (held_out, n), seed, "train")
@@ -240,24 +213,29 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def of_classes(splits: Splits, classes: Sequence[str]) -> Splits:
-    """The images of these classes alone, in the order that they had; labels index `classes`.
-
-    Raises ValueError unless these are at least two different classes of the splits.
-    """
+    """The images of these classes alone (at least two different ones, or ValueError), in order; labels index `classes`."""
     known = splits.train.classes
     if len(classes) < 2 or len({*classes} & {*known}) < len(classes):
         raise ValueError(f"classes: expected at least 2 different ones of {', '.join(known)}, got {list(classes)}")
-    label = torch.full((len(known),), -1)
-    label[[known.index(name) for name in classes]] = torch.arange(len(classes))
+    label = torch.tensor([classes.index(name) if name in classes else -1 for name in known])
 
     def restricted(part: ImageSet) -> ImageSet:
-        part = part.take(label[part.labels] >= 0)
-        return dataclasses.replace(part, labels=label[part.labels], classes=tuple(classes))
+        labels = label[part.labels]
+        part = part.take(labels >= 0)
+        return dataclasses.replace(part, labels=labels[labels >= 0], classes=tuple(classes))
 
     return Splits(splits.name, *map(restricted, (splits.train, splits.validation, splits.test)))
 
 
 # Where the images come from: each gives a title, all there is to train on, and all there is to test on
+
+TORCHVISION = {  # name: title, data set, the argument that says which part; all put their files below `root`
+    "cifar10": ("CIFAR-10", datasets.CIFAR10, "train"),
+    "cifar100": ("CIFAR-100", datasets.CIFAR100, "train"),
+    "svhn": ("SVHN", datasets.SVHN, "split"),
+    "stl10": ("STL-10", datasets.STL10, "split"),
+    "fashionmnist": ("Fashion-MNIST", datasets.FashionMNIST, "train"),
+}
 
 
 def _square(images: Any, size: int | None) -> Any:
@@ -265,74 +243,48 @@ def _square(images: Any, size: int | None) -> Any:
     return images if size is None else transforms.center_crop(transforms.resize(images, [size]), [size])
 
 
-# name: title, data set; all of them put their files below `root`
-TORCHVISION = {
-    "cifar10": ("CIFAR-10", datasets.CIFAR10),
-    "cifar100": ("CIFAR-100", datasets.CIFAR100),
-    "svhn": ("SVHN", datasets.SVHN),
-    "stl10": ("STL-10", datasets.STL10),
-    "fashionmnist": ("Fashion-MNIST", datasets.FashionMNIST),
-}
-
-
 def _torchvision(name: str, root: Path, image_size: int | None) -> tuple[str, ImageSet, ImageSet]:
-    title, dataset = TORCHVISION[name]
-    root = root.resolve()
-    named = "split" in inspect.signature(dataset).parameters  # split="train", where others have train=True
-    options = [{"split": part} if named else {"train": part == "train"} for part in PARTS]
-    try:
-        opened = [dataset(root, download=True, **option) for option in options]
-    except (OSError, RuntimeError) as error:  # no network, a refused or damaged download, an unwritable folder
-        raise RuntimeError(
-            f"{title}: not whole below {root}, and torchvision could not download it ({' '.join(str(error).split())}); where "
-            f"there is a network, run torchvision.datasets.{dataset.__name__}({str(root)!r}, download=True), and copy that "
-            "folder here"
-        ) from error
-    return title, *(_from_torchvision(one, image_size) for one in opened)
+    title, dataset, argument = TORCHVISION[name]
+    root, sets = root.resolve(), []
+    call = f"torchvision.datasets.{dataset.__name__}({str(root)!r}, download=True)"
+    for part in PARTS:
+        try:
+            one = dataset(root, **{argument: part if argument == "split" else part == "train"}, download=True)
+        except (OSError, RuntimeError) as error:  # no network, a refused or damaged download, an unwritable folder
+            remedy = f"where there is a network, run {call}, and copy that folder here"
+            raise RuntimeError(f"{title}: not whole below {root} ({' '.join(str(error).split())}); {remedy}") from error
+        images = torch.as_tensor(one.data)
+        if images.ndim == 3:  # grey (n, h, w)
+            images = images[:, None].expand(-1, 3, -1, -1)
+        elif images.shape[1] != 3:  # (n, h, w, 3)
+            images = images.permute(0, 3, 1, 2)
+        images = torch.cat([_square(some, image_size) for some in images.split(1000)])  # in parts: bounds the memory
+        labels = torch.as_tensor(np.asarray(one.labels if hasattr(one, "labels") else one.targets)).long()
+        classes = tuple(getattr(one, "classes", None) or map(str, range(int(labels.max()) + 1)))
+        sets.append(ImageSet(images.contiguous(), labels, classes))
+    return title, *sets
 
 
-def _from_torchvision(one: Any, image_size: int | None) -> ImageSet:
-    images = torch.as_tensor(one.data)
-    if images.ndim == 3:  # grey (n, h, w)
-        images = images[:, None].expand(-1, 3, -1, -1)
-    elif images.shape[1] != 3:  # (n, h, w, 3)
-        images = images.permute(0, 3, 1, 2)
-    labels = torch.as_tensor(np.asarray(one.labels if hasattr(one, "labels") else one.targets)).long()
-    classes = tuple(getattr(one, "classes", None) or map(str, range(int(labels.max()) + 1)))
-    images = torch.cat([_square(part, image_size) for part in images.split(1000)])  # in parts: bounds the memory
-    return ImageSet(images.contiguous(), labels, classes)
+def _listing(folder: Path) -> tuple[list[str], list[str], list[int]]:
+    """The classes of train/ or test/, all its images and their labels, in alphabetical order, as ImageFolder has them.
 
-
-def _listing(folder: Path) -> tuple[tuple[str, ...], list[tuple[str, int]]]:
-    """The classes of train/ or test/ and (file, label) of all its images, in alphabetical order, as ImageFolder has them.
-
-    What is hidden (any part of its path begins with ".") is no image. Names are compared in Unicode's composed form, as some
-    file systems decompose them.
+    What is hidden (its path begins with "." anywhere) is no image. Names are compared in Unicode's composed form (NFC).
     """
     composed = partial(unicodedata.normalize, "NFC")
 
     def is_image(path: str) -> bool:
         return f"{os.sep}." not in path.removeprefix(str(folder)) and path.lower().endswith(IMG_EXTENSIONS)
 
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; expected train/CLASS/* and test/CLASS/* in {folder.parent}")
-    names = [entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    if not names:
-        raise ValueError(f"{folder}: no class folders; expected one folder of images per class, {folder.name}/CLASS/*")
-    classes = sorted(set(map(composed, names)))
-    try:
-        labels = {name: classes.index(composed(name)) for name in names}
-        samples = datasets.ImageFolder.make_dataset(folder, labels, is_valid_file=is_image)
-    except FileNotFoundError as error:  # a class without images; torchvision names it
-        raise ValueError(f"{folder}: every class folder has to hold images; {error}") from error
-    return tuple(classes), sorted(samples, key=lambda sample: (sample[1], *map(composed, os.path.split(sample[0]))))
+    names = [entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
+    classes = sorted({*map(composed, names)})
+    labels = {name: classes.index(composed(name)) for name in names}
+    samples = datasets.ImageFolder.make_dataset(folder, labels, is_valid_file=is_image)
+    samples.sort(key=lambda sample: (sample[1], *map(composed, os.path.split(sample[0]))))
+    return classes, *map(list, zip(*samples))
 
 
-def _viewed(path: str) -> Image.Image:
-    """The image in RGB as a viewer shows it: turned as its EXIF data say, 16 bits scaled to 8, transparency over white.
-
-    Raises ValueError, naming the file, where it is no image or has floating-point or 32-bit pixels.
-    """
+def _read(path: str, image_size: int | None) -> Tensor:
+    """An image, uint8 (3, h, w), as a viewer shows it: turned as EXIF data say, 16 bits scaled to 8, transparency over white."""
     try:
         with Image.open(path) as image:
             ImageOps.exif_transpose(image, in_place=True)
@@ -344,7 +296,7 @@ def _viewed(path: str) -> Image.Image:
             if "transparency" in image.info or image.mode.lower() in ("la", "pa", "rgba"):
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return image.convert("RGB")
+            return transforms.pil_to_tensor(_square(image.convert("RGB"), image_size))
     except Exception as error:  # a decoder given garbage raises OSError, SyntaxError, ValueError, struct.error, ...
         raise ValueError(f"{path}: cannot be read as an image ({error}); replace or remove it") from error
 
@@ -352,23 +304,18 @@ def _viewed(path: str) -> Image.Image:
 def _folder(source: str | Path, root: Path, image_size: int | None) -> tuple[str, ImageSet, ImageSet]:
     """Images of a folder, decoded once and cached below `root` until a file's name, size or time of change differs."""
     folder = Path(source).expanduser().resolve()
-    if not folder.is_dir():
-        what = "is a file; unpack it" if folder.exists() else "does not exist"
+    try:
+        (classes, train, train_labels), (of_test, test, test_labels) = (_listing(folder / part) for part in PARTS)
+    except (OSError, ValueError) as error:  # no folder, no classes, or a class without images; the error says which
         raise FileNotFoundError(
-            f"source: expected one of shapes, {', '.join(TORCHVISION)}, or a folder with train/CLASS/* and test/CLASS/*; "
-            f"got {str(source)!r}, and {folder} {what}"
-        )
-    (classes, train), (of_test, test) = (_listing(folder / part) for part in PARTS)
-    if classes != of_test:
-        only = [sorted({*a} - {*b}) for a, b in ((classes, of_test), (of_test, classes))]
-        raise ValueError(
-            f"{folder}: expected the same classes in train and test; only in train: {only[0]}; only in test: {only[1]}"
-        )
-    if len(classes) < 2:
-        raise ValueError(f"{folder}: expected images of at least 2 classes, got one, {classes[0]!r}")
-    paths, labels = zip(*train, *test)
-    files = [(os.path.relpath(path, folder), os.stat(path)) for path in paths]
-    files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in files]
+            f"source: expected one of shapes, {', '.join(TORCHVISION)}, or a folder with images in train/CLASS/* and "
+            f"test/CLASS/*, got {str(source)!r}: {error}"
+        ) from error
+    if classes != of_test or len(classes) < 2:
+        got = f"{len(classes)} and {len(of_test)}; only in one: {sorted({*classes} ^ {*of_test})}"
+        raise ValueError(f"{folder}: expected the same 2 or more classes in train and test, got {got}")
+    paths = train + test
+    files = [[os.path.relpath(path, folder), (stat := os.stat(path)).st_size, stat.st_mtime_ns] for path in paths]
     key = store.digest([2, str(folder), image_size, files])  # 2: the version of `_decode`
     images = store.load_or_make(
         root / "folders" / f"{folder.name}-{key}.safetensors",
@@ -376,48 +323,36 @@ def _folder(source: str | Path, root: Path, image_size: int | None) -> tuple[str
         lambda: _decode(paths, image_size),
         lambda path, images: store.save_tensors(path, {"images": images}, {"folder": str(folder), "size": image_size}),
     )
-    sizes = [len(train), len(test)]
-    parts = zip(images.split(sizes), torch.tensor(labels).split(sizes))  # views: large folders are not copied
-    return folder.name, *(ImageSet(*part, classes) for part in parts)
+    parts = zip(images.split([len(train), len(test)]), (train_labels, test_labels))  # views: nothing is copied
+    return folder.name, *(ImageSet(part, torch.tensor(labels), tuple(classes)) for part, labels in parts)
 
 
 def _decode(paths: Sequence[str], image_size: int | None) -> Tensor:
     """All files as uint8 (n, 3, h, w). Raises ValueError naming a file that is not an image, or of another size."""
-    first = _viewed(paths[0])
-    _, height, width = shape = transforms.pil_to_tensor(_square(first, image_size)).shape
-    images = torch.empty(len(paths), *shape, dtype=torch.uint8)
+    images = _read(paths[0], image_size).repeat(len(paths), 1, 1, 1)
 
     def fill(i: int) -> None:
-        image = transforms.pil_to_tensor(_square(_viewed(paths[i]), image_size))
-        if image.shape != shape:
-            raise ValueError(
-                f"{paths[i]}: {image.shape[2]}x{image.shape[1]} pixels where {paths[0]} has {width}x{height}; give images of "
-                "mixed sizes one size: image_size=64, or -p image_size 64 on the command line"
-            )
+        image = _read(paths[i], image_size)
+        if image.shape != images.shape[1:]:
+            (_, h, w), (_, _, height, width) = image.shape, images.shape
+            sizes = f"{w}x{h} pixels where {paths[0]} has {width}x{height}"
+            raise ValueError(f"{paths[i]}: {sizes}; give them one size, image_size=64 (-p image_size 64 of run_all.py)")
         images[i] = image
 
-    # Threads pay from about the size of a thumbnail; on smaller images they only wait for one another.
-    with ThreadPoolExecutor(1 if math.prod(first.size) < 10_000 else os.cpu_count()) as pool:
-        work = pool.map(fill, range(len(paths)))
-        list(tqdm(work, total=len(paths), desc="decoding", unit="image", disable=None, leave=False))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        [*tqdm(pool.map(fill, range(len(paths))), "decoding", len(paths), leave=False, disable=None, unit="image")]
     return images
 
 
 def jpeg_copy(root: str | Path, folder: str | Path, *, quality: int = 75) -> None:
-    """Write torchvision's CIFAR-10 (below `root`, downloaded if need be) to a new `folder` as JPEGs, part/CLASS/NNNN.jpg.
-
-    The folder is there when all of it is. Raises FileExistsError if it is there already, and as `load` does.
-    """
+    """Write torchvision's CIFAR-10 (below `root`) to a new `folder` as part/CLASS/NNNN.jpg; OSError if something is there."""
     folder = Path(folder).expanduser()
-    if folder.exists():
-        raise FileExistsError(f"folder: expected a path where nothing is, got {str(folder)!r}")
-    _, *parts = _torchvision("cifar10", Path(root).expanduser(), None)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        copy = Path(temporary, "copy")
-        for part, image_set in zip(PARTS, parts):
-            for label, name in enumerate(image_set.classes):
-                (copy / part / name).mkdir(parents=True)
-                for i, image in enumerate(image_set.images[image_set.labels == label]):
-                    transforms.to_pil_image(image).save(copy / part / name / f"{i:04}.jpg", quality=quality)
-        copy.rename(folder)
+        for part, images in zip(PARTS, _torchvision("cifar10", Path(root).expanduser(), None)[1:]):
+            for label, name in enumerate(images.classes):
+                place = Path(temporary, "copy", part, name)
+                place.mkdir(parents=True)
+                for i, image in enumerate(images.images[images.labels == label]):
+                    transforms.to_pil_image(image).save(place / f"{i:04}.jpg", quality=quality)
+        Path(temporary, "copy").rename(folder)  # all of it or, after an error, nothing

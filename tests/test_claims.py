@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from scipy.stats import t as student
 
 from repsim import claims
 from repsim.claims import SC, SL, Evidence, U, V
+from repsim.study import Study
 
 LAYERS = (
     ["stem"]
@@ -353,3 +355,18 @@ def test_numbers_are_told_with_their_interval_and_without_a_negative_zero():
     values = np.concatenate([[-0.001], np.full(FOLDS, -0.001), [-0.001, 0.009, -0.011, -0.001]])
     assert claims.told(values, 4) == "0.00 [-0.04, 0.04]"
     assert claims.told(np.full(23, 0.5), 2) == "0.50" and "undefined" in claims.told(np.full(25, np.nan), 4)
+
+
+def leaves(x):
+    """All numbers and texts of nested JSON, in order."""
+    inner = x.values() if isinstance(x, dict) else x
+    return [leaf for value in inner for leaf in leaves(value)] if isinstance(x, dict | list) else [x]
+
+
+def test_published_evidence_gives_the_published_claims():
+    folder = Path(__file__).resolve().parent.parent / "results" / "quick"
+    study, published = Study.open(folder), {row["id"]: row for row in json.loads((folder / "claims.json").read_text())}
+    for claim in claims.judge(study.evidence(), study.gate()):
+        row = claim.to_dict()
+        expected = leaves({name: published[claim.id][name] for name in row})
+        assert leaves(row) == [pytest.approx(x, rel=1e-9) if isinstance(x, float) else x for x in expected]

@@ -6,8 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
-from sklearn.metrics import r2_score
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
@@ -30,12 +29,6 @@ def draw(n, seed, noise=4.0):
 
 
 TRAIN, VALIDATION, TEST = draw(600, 0), draw(300, 1), draw(500, 2)
-
-
-def wilson(k, n, z=1.959964):
-    p = k / n
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
 
 
 # ------------------------------------------------------------------------------------------------------- linear probe
@@ -108,14 +101,6 @@ def test_features_that_never_vary_do_no_harm():
     alone = probes.linear_probe(*TRAIN, *VALIDATION, *TEST, classes=CLASSES).correct.mean()
     assert abs(accuracy["late"] - alone["late"]) < 0.01
     assert accuracy["dead"] == (TEST[1] == TRAIN[1].mode().values).double().mean()
-
-
-def test_intervals_are_wilsons():
-    correct = probes.linear_probe(*TRAIN, *VALIDATION, *TEST, classes=CLASSES).correct
-    assert correct.shape == (500, 4) and set(correct.dtypes) == {np.dtype(bool)}
-    for row in probes.accuracies(correct).itertuples():
-        assert row.accuracy == correct[row.layer].mean()
-        assert np.allclose((row.low, row.high), wilson(correct[row.layer].sum(), 500), atol=1e-6)
 
 
 # ---------------------------------------------------------------------------------------------------------------- k-NN
@@ -240,7 +225,7 @@ def test_knowing_the_class_is_chance_in_batches_of_one_class():
     assert one.of_a_class["x"].mean() < math.log(99) - 1 and one.of_a_class.shape == (200, 1)
     few = torch.arange(20).repeat(10)  # ten images a class are too few
     assert probes.fitted_nt_xent(*[classes] * 4, few, batch=64, steps=2).of_a_class.isna().all().all()
-    assert probes.fitted_nt_xent(*[classes] * 4, batch=64, steps=2).of_a_class is None
+    assert probes.fitted_nt_xent(*[classes] * 4, batch=64, steps=2).of_a_class.isna().all().all()
 
 
 def test_fitted_nt_xent_depends_on_its_seed_and_not_on_other_layers():
@@ -261,68 +246,6 @@ def test_folds_are_means_of_every_twentieth_image():
     assert (table["a"] * table.attrs["images"]).sum() == outcomes["a"].sum()
 
 
-# ------------------------------------------------------------------------------------------------------------- factors
-def factors(n, seed):
-    generator = np.random.default_rng(seed)
-    x = generator.normal(size=(n, 9))
-    angle = np.arctan2(x[:, 0], x[:, 1])
-    table = pd.DataFrame({
-        "size": 2 + x @ np.arange(9) + 4 * generator.normal(size=n),
-        "unrelated": generator.normal(size=n),
-        "hue": angle / (2 * np.pi) % 1,
-        "texture": pd.Categorical.from_codes((x[:, 2] > 0.3).astype(int) + (x[:, 2] > 1), ["dots", "flat", "waves"]),
-        "word": np.where(x[:, 3] > 0, "up", "down"),
-        "flag": x[:, 4] > 0,
-    })  # fmt: skip
-    return {"a": torch.tensor(x * 10.0 + 3), "b": torch.tensor(x[:, 4:]).float()}, table
-
-
-def test_factor_probe_gives_sklearns_scores():
-    train, test = factors(800, 0), factors(400, 1)
-    table = probes.factor_probe(*train, *test, circular={"hue": 1.0}).set_index(["layer", "factor"])
-    for layer in ("a", "b"):
-        scaler = StandardScaler().fit(train[0][layer])
-        x, x_test = scaler.transform(train[0][layer]), scaler.transform(test[0][layer])
-
-        def ridge(y, factor):
-            alpha = 800 * table.penalty[layer, factor]  # noqa: B023
-            return Ridge(alpha).fit(x, y).predict(x_test)  # noqa: B023
-
-        def circle(t):
-            return np.stack([np.sin(2 * np.pi * t.hue), np.cos(2 * np.pi * t.hue)], axis=1)
-
-        for factor in ("size", "unrelated"):
-            y = train[1][factor]
-            assert math.isclose(table.score[layer, factor], r2_score(test[1][factor], ridge(y, factor)), abs_tol=1e-6)
-            chosen = RidgeCV(800 * np.array(probes.RIDGE_PENALTIES)).fit(x, y)  # leave-one-out: nearly GCV
-            assert abs(table.score[layer, factor] - chosen.score(x_test, test[1][factor])) < 0.01
-        target = circle(test[1])
-        residual = ((target - ridge(circle(train[1]), "hue")) ** 2).sum()
-        spread = ((target - target.mean(0)) ** 2).sum()
-        assert math.isclose(table.score[layer, "hue"], 1 - residual / spread, abs_tol=1e-6)
-        for factor in ("texture", "word", "flag"):
-            predicted = ridge(pd.get_dummies(train[1][factor]).astype(float), factor).argmax(1)
-            expected = (pd.Categorical(test[1][factor]).codes == predicted).mean()
-            assert abs(table.score[layer, factor] - expected) < 1e-9
-    assert table.score["a", "hue"] > 0.7 > 0.1 > table.score["b", "hue"]
-    assert abs(table.score["a", "unrelated"]) < 0.05
-    assert table.score["a", "flag"] > 0.95 and table.chance["a", "flag"] < 0.6
-    assert table.measure["a", "word"] == "accuracy" and table.measure["a", "hue"] == "R2"
-
-
-def test_r2_interval_is_the_bootstraps():
-    train, test = factors(800, 0), factors(400, 1)
-    row = probes.factor_probe(train[0], train[1][["size"]], test[0], test[1][["size"]]).iloc[0]
-    scaler = StandardScaler().fit(train[0]["a"])
-    fit = Ridge(800 * row.penalty).fit(scaler.transform(train[0]["a"]), train[1]["size"])
-    truth, predicted = test[1]["size"].to_numpy(), fit.predict(scaler.transform(test[0]["a"]))
-    generator = np.random.default_rng(0)
-    draws = [generator.integers(400, size=400) for _ in range(2000)]
-    spread = np.std([r2_score(truth[i], predicted[i]) for i in draws])
-    assert abs((row.high - row.low) / (2 * 1.96 * spread) - 1) < 0.15
-
-
-# ------------------------------------------------------------------------------------------------------------- summary
 # --------------------------------------------------------------------------------------------------------------- doors
 def broken(split, **changes):
     return ({**split[0], **changes}, split[1])
@@ -334,7 +257,7 @@ NAN = torch.full((600, 6), float("nan"))
 @pytest.mark.parametrize(
     ("train", "validation", "classes", "message"),
     [
-        (({}, TRAIN[1]), VALIDATION, 4, r"^train: expected at least one layer"),
+        (({}, TRAIN[1]), VALIDATION, 4, r"^train: expected .* at least one, got \[\]"),
         (TRAIN, ({"early": VALIDATION[0]["early"]}, VALIDATION[1]), 4, r"^validation: expected train's layers"),
         (TRAIN, broken(VALIDATION, early=torch.zeros(300, 7)), 4, r"^validation\['early'\]: expected floats .* 6\)"),
         (
@@ -369,25 +292,12 @@ def test_the_other_probes_refuse():
         probes.knn(*TRAIN, *TEST, classes=CLASSES, k=601)
     with pytest.raises(ValueError, match="^test: expected train's layers"):
         probes.knn(*TRAIN, {"other": TEST[0]["early"]}, TEST[1], classes=CLASSES)
-    with pytest.raises(ValueError, match="^view_b: expected views of view_a's 600 images, got 500"):
+    with pytest.raises(
+        ValueError, match=r"^view_b\['early'\]: expected floats of shape \(600, 6\) as view_a .*\(500, 6\)"
+    ):
         probes.retrieval(TRAIN[0], TEST[0])
     train, test = views(64, 0), views(32, 1)
     with pytest.raises(ValueError, match=r"^batch: expected 2 to 32 .*, got 33"):
         probes.fitted_nt_xent(*train, *test, batch=33)
-    with pytest.raises(ValueError, match=r"^train_b: expected views of train_a's 64 images, got 32"):
+    with pytest.raises(ValueError, match=r"^train_b\['late'\]: expected .* \(64, 16\) as train_a .* \(32, 16\)"):
         probes.fitted_nt_xent(train[0], test[1], *test, batch=8)
-
-
-def test_factor_probe_refuses():
-    (x, table), (x_test, table_test) = factors(50, 0), factors(40, 1)
-    for change, message in [
-        (lambda t: t[1:], r"^test_factors: expected one row for each of 40 images, got 39"),
-        (lambda t: t.drop(columns="size"), r"^test_factors: expected train_factors' columns"),
-        (lambda t: t.assign(size=np.nan), r"^factors\['size'\]: expected a value for each image"),
-        (lambda t: t.assign(size=1.0), r"^factors\['size'\]: expected at least 2 values"),
-        (lambda t: t.assign(word=["up", "sideways"] * 20), r"^factors\['word'\]: expected test values among"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            probes.factor_probe(x, table, x_test, change(table_test))
-    with pytest.raises(ValueError, match=r"^train_factors: expected .* circular \['colour'\]"):
-        probes.factor_probe(x, table, x_test, table_test, circular={"colour": 1.0})
