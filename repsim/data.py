@@ -345,8 +345,10 @@ def _decode(paths: Sequence[str], image_size: int | None) -> Tensor:
 
 
 def jpeg_copy(root: str | Path, folder: str | Path, *, quality: int = 75) -> None:
-    """Write torchvision's CIFAR-10 (below `root`) to a new `folder` as part/CLASS/NNNN.jpg; OSError if something is there."""
+    """Write torchvision's CIFAR-10 (below `root`) to a new `folder` as part/CLASS/NNNN.jpg."""
     folder = Path(folder).expanduser()
+    if folder.exists():
+        raise FileExistsError(f"folder: expected a path where nothing is, got {str(folder)!r}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         for part, images in zip(PARTS, _torchvision("cifar10", Path(root).expanduser(), None)[1:]):

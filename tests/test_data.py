@@ -293,7 +293,7 @@ def test_a_jpeg_copy_is_the_images_about_and_there_when_all_of_it_is(monkeypatch
     assert np.abs(third_dog - Smooth(None, download=True).data[5]).max() < 5  # dogs are 1, 3, 5, ...
     copy = load(tmp_path / "new" / "copy", root=tmp_path)
     assert copy.train.classes == ("cat", "dog") and len(copy.test) == 44
-    with pytest.raises(OSError, match="not empty"):
+    with pytest.raises(FileExistsError, match="nothing is"):
         data.jpeg_copy(tmp_path, tmp_path / "new" / "copy")
 
     def full(*args, **kwargs):
