@@ -21,11 +21,9 @@ Array = np.ndarray
 def jackknife(values: Array, weights: Array) -> tuple[Array, Array, Array]:
     """(estimate, low, high): 95 % intervals by the delete-a-group jackknife with Student's t (weighted: Busing et al. 1999).
 
-    Args:
-        values: (1 + folds, ...), a smooth statistic of all images, then without each fold in turn, as `Comparison.replicates`.
-        weights: (folds,), the images of each fold; ValueError for another number of them.
-
-    Limits are NaN with fewer than two folds, and where a replicate is NaN.
+    `values` (1 + folds, ...) are a smooth statistic of all images, then without each fold in turn, as `Comparison.replicates`;
+    `weights` (folds,) the images of each fold, ValueError for another number of them. Limits are NaN with fewer than two folds,
+    and where a replicate is NaN.
     """
     values, weights = np.asarray(values, dtype=float), np.asarray(weights, dtype=float)
     if values.ndim < 1 or len(values) != 1 + len(weights):
@@ -102,7 +100,7 @@ class Comparison:
         return both / np.sqrt(own_s * own_t)
 
     def table(
-        self, a: str, b: str | None = None, estimator: str = "unbiased", layers: list[tuple[str, str]] | None = None
+        self, a: str, b: str | None = None, estimator: str = "unbiased", layers: list | None = None
     ) -> pd.DataFrame:
         """CKA of all layers of stream a (itself if b is not given) with all of stream b, or of these pairs of layers, with
         intervals: columns a, b, layer_a, layer_b, cka, low, high."""
