@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import batchnorm, conv
+from torch.nn.modules import batchnorm, conv, pooling
 
 from repsim.models import layer_paths
 
@@ -34,8 +34,10 @@ IMAGE_KEYS = ("image", "images", "pixel_values", "x", "input")
 LABEL_KEYS = ("label", "labels", "y", "target")
 MASK_KEYS = ("attention_mask", "pixel_mask")
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
-CHANNELS_FIRST = (conv._ConvNd, batchnorm._NormBase, nn.GroupNorm)  # modules whose channels are in dimension 1
-CHANNELS_LAST = (nn.Linear, nn.Embedding, nn.MultiheadAttention, nn.RNNBase, nn.TransformerEncoderLayer)  # in the last
+# Modules whose outputs have their channels in dimension 1, and those that have them in the last one
+CHANNELS_FIRST = (conv._ConvNd, batchnorm._NormBase, nn.GroupNorm, nn.PixelShuffle, nn.PixelUnshuffle, nn.Upsample)
+CHANNELS_FIRST += (pooling._MaxPoolNd, pooling._AvgPoolNd, pooling._AdaptiveMaxPoolNd, pooling._AdaptiveAvgPoolNd)
+CHANNELS_LAST = (nn.Linear, nn.Embedding, nn.MultiheadAttention, nn.RNNBase, nn.TransformerEncoderLayer)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

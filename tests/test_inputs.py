@@ -79,6 +79,7 @@ def convnext(c):
 
 FIRST, LAST = (2, 3), (1, 2)  # the positions of (n, c, h, w) and of (n, h, w, c)
 SEQUENCE = nn.Sequential(nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6), nn.ReLU())
+TURNED = nn.Linear(8, 6), torchvision.ops.Permute([0, 3, 1, 2]), nn.AvgPool2d(2)
 LAYOUTS = {
     "Swin's block": (swin, "features.1", X.repeat(1, 1, 4, 4), LAST),
     "Swin's MLP": (swin, "features.1.0.mlp.1", X.repeat(1, 1, 4, 4), LAST),
@@ -91,6 +92,7 @@ LAYOUTS = {
     "tokens": (vit, "encoder.layers.encoder_layer_0.mlp.1", X.repeat(1, 1, 4, 4), (1,)),
     "tokens of a patch embedding": (Tokens, "embed", X, (1,)),
     "an activation of tokens": (Tokens, "act", X, (1,)),
+    "a pool of turned tokens": (lambda: nn.Sequential(*TURNED), "2", X, FIRST),
     "joined channels": (lambda: nn.Sequential(Joined()), "0", X, FIRST),
     "an LSTM": (lambda: nn.Sequential(nn.LSTM(4, 5, batch_first=True)), "0", noise(48, 9, 4), (1,)),
     "as many channels as rows": (lambda: build(width=4), "layer2.0", noise(12, 3, 16, 16), FIRST),
