@@ -1,5 +1,6 @@
 """Anybody's modules, images, features and labels: each kind of input gives the right value, or an error that says what to do."""
 
+import re
 import warnings
 
 import numpy as np
@@ -10,25 +11,14 @@ import torchvision
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_cka import quiet
+from test_cka import gram, quiet, song
 from test_taps import noise, vit
 from torch import nn
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    Dataset,
-    IterableDataset,
-    RandomSampler,
-    Subset,
-    SubsetRandomSampler,
-    TensorDataset,
-    WeightedRandomSampler,
-)
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, WeightedRandomSampler
 
 from repsim.cka import cka, compare
-from repsim.explorer import disagreement, neighbours
 from repsim.models import build, layer_names
-from repsim.taps import pooled, resolve, survey
+from repsim.taps import pooled, resolve
 
 X, Y = noise(48, 3, 8, 8), torch.arange(48) % 4
 SMALL = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(384, 5)).eval()
@@ -36,9 +26,10 @@ SMALL = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn
 
 @torch.no_grad()
 def output(model, path, x):
-    """What a module gives, by a hook of our own, on a copy."""
+    """What a module gives, or the first part of it, by a hook of our own, on a copy."""
     seen = []
-    handle = model.get_submodule(path).register_forward_hook(lambda m, a, out: seen.append(out.clone()))
+    hook = lambda m, args, out: seen.append((out[0] if isinstance(out, tuple) else out).clone())  # noqa: E731
+    handle = model.get_submodule(path).register_forward_hook(hook)
     model.eval()(x)
     handle.remove()
     return seen[0]
@@ -88,6 +79,7 @@ def convnext(c):
 
 FIRST, LAST = (2, 3), (1, 2)  # the positions of (n, c, h, w) and of (n, h, w, c)
 SEQUENCE = nn.Sequential(nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6), nn.ReLU())
+TURNED = nn.Linear(8, 6), torchvision.ops.Permute([0, 3, 1, 2]), nn.AvgPool2d(2)
 LAYOUTS = {
     "Swin's block": (swin, "features.1", X.repeat(1, 1, 4, 4), LAST),
     "Swin's MLP": (swin, "features.1.0.mlp.1", X.repeat(1, 1, 4, 4), LAST),
@@ -100,6 +92,7 @@ LAYOUTS = {
     "tokens": (vit, "encoder.layers.encoder_layer_0.mlp.1", X.repeat(1, 1, 4, 4), (1,)),
     "tokens of a patch embedding": (Tokens, "embed", X, (1,)),
     "an activation of tokens": (Tokens, "act", X, (1,)),
+    "a pool of turned tokens": (lambda: nn.Sequential(*TURNED), "2", X, FIRST),
     "joined channels": (lambda: nn.Sequential(Joined()), "0", X, FIRST),
     "an LSTM": (lambda: nn.Sequential(nn.LSTM(4, 5, batch_first=True)), "0", noise(48, 9, 4), (1,)),
     "as many channels as rows": (lambda: build(width=4), "layer2.0", noise(12, 3, 16, 16), FIRST),
@@ -110,15 +103,10 @@ LAYOUTS = {
 def test_means_are_over_positions_wherever_the_channels_are(name):
     make, path, x, positions = LAYOUTS[name]
     model = make().eval()
-    if name == "an LSTM":
-        with torch.no_grad():
-            expected = model[0](x)[0].mean(1)
-    else:
-        expected = output(model, path, x).mean(positions)
+    expected = output(model, path, x).mean(positions)
     torch.testing.assert_close(pooled(model, x, [path], batch_size=20)[path], expected, atol=1e-5, rtol=1e-4)
-    if model[0:1] is not model if isinstance(model, nn.Sequential) else True:
-        got = quiet({"a": model}, x, layers=[path], reduction="mean", features={"f": expected}, batch_size=12)
-        assert got.matrix("a", "f").iloc[0, 0] == pytest.approx(1, abs=1e-6)
+    got = quiet({"a": model}, x, layers=[path], reduction="mean", features={"f": expected}, batch_size=12)
+    assert got.matrix("a", "f").iloc[0, 0] == pytest.approx(1, abs=1e-6)
 
 
 def test_channels_that_are_not_known_are_refused_and_may_be_told():
@@ -132,34 +120,26 @@ def test_channels_that_are_not_known_are_refused_and_may_be_told():
         pooled(odd, noise(5, 24), ["0"])
 
 
-def test_tokens_may_be_chosen():
+def test_a_reduction_may_be_a_function():
     model, x, layer = vit().eval(), noise(9, 3, 32, 32), "encoder.ln"
     full = output(model, layer, x)
-    settings = {
-        "mean": full.mean(1),
-        "cls": full[:, 0],
-        "none": full.flatten(1),
-        (lambda out: out[:, 1:].mean(1)): full[:, 1:].mean(1),
-    }
-    for reduction, expected in settings.items():
-        got = pooled(model, x, [layer, "heads"], reduction=reduction, batch_size=4)
+    for reduction, expected in (
+        ("mean", full.mean(1)),
+        ("none", full.flatten(1)),
+        (lambda out: out[:, 0], full[:, 0]),
+        (lambda out: out[:, 1:].mean(1), full[:, 1:].mean(1)),
+    ):
+        got = pooled(model, x, [layer], reduction=reduction, batch_size=4)
         torch.testing.assert_close(got[layer], expected, atol=1e-5, rtol=1e-4)
-        assert got["heads"].shape == (9, 10) or callable(reduction)
         value = quiet({"a": model}, x, layers=[layer], reduction=reduction, features={"f": expected}, batch_size=9)
         assert value.matrix("a", "f").iloc[0, 0] == pytest.approx(1, abs=1e-6)
-    several = pooled(model, x, [layer, "heads"], reduction={layer: "cls"})
-    torch.testing.assert_close(several[layer], full[:, 0])
     for reduction, match in (
-        ({"no layer": "cls"}, "for 'no layer'"),
-        ("max", "reduction: expected one of mean, cls, none"),
+        ("max", "reduction: expected mean, none or a function"),
         (lambda out: out.sum(), "one row an image"),
+        (lambda out: out @ out, r"'encoder.ln': of shape \(3, 17, 32\), which its reduction refuses"),
     ):
         with pytest.raises(ValueError, match=match):
             pooled(model, x, [layer], reduction=reduction)
-    with pytest.raises(ValueError, match=r"'encoder.ln': of shape \(3, 17, 32\), which its reduction refuses"):
-        pooled(model, x, [layer], reduction=lambda out: out @ out)
-    with pytest.raises(ValueError, match="no first token"):
-        pooled(SMALL, X, ["0"], reduction="cls")
 
 
 class TimeFirst(nn.Module):
@@ -236,15 +216,11 @@ def test_rows_beside_a_loader_need_its_order():
     for loader in (
         DataLoader(images, 12, shuffle=True, generator=generator),
         DataLoader(images, 12, sampler=WeightedRandomSampler(torch.ones(48), 48)),
-        DataLoader(images, 12, sampler=SubsetRandomSampler(range(48))),
         DataLoader(images, 12, sampler=list(range(47, -1, -1))),
-        DataLoader(images, batch_sampler=BatchSampler(RandomSampler(images), 12, False)),
         DataLoader(images, batch_sampler=[list(range(i, 48, 4)) for i in range(4)]),
     ):
         for beside in ({"features": {"f": rows}}, {"labels": Y}):
-            with pytest.raises(
-                ValueError, match="expected rows in the loader's order, got a loader that shuffles or selects"
-            ):
+            with pytest.raises(ValueError, match="rows in the loader's order, got a loader that shuffles or selects"):
                 compare({"a": SMALL}, loader, layers=["3"], **beside)
     order = torch.randperm(48, generator=generator)
     for loader, beside in (
@@ -259,7 +235,7 @@ def test_rows_beside_a_loader_need_its_order():
 
 @pytest.mark.parametrize(
     "y",
-    [Y.numpy(), Y.tolist(), pd.Series(Y), pd.Series(Y).astype("int8"), Y.to(torch.uint8), Y.numpy().astype("uint32")],
+    [Y.numpy(), Y.tolist(), [*Y], pd.Series(Y), pd.Series(Y).astype("int8"), Y.byte(), Y.numpy().astype("uint32")],
 )
 def test_labels_of_any_kind_are_used(y):
     loader = [(X[:24], Y[:24]), (X[24:], Y[24:])]
@@ -272,16 +248,11 @@ def test_labels_of_any_kind_are_used(y):
 @pytest.mark.parametrize(
     "labels, error, match",
     [
-        (
-            Y.float(),
-            ValueError,
-            r"labels.flatten\(\).long\(\) if they are classes, labels.float\(\)\[:, None\] if quantities",
-        ),
+        (Y.float(), ValueError, r"labels.flatten\(\).long\(\) if .*, labels.float\(\)\[:, None\] if quantities"),
         (np.linspace(0, 1, 48), ValueError, "expected whole numbers"),
         (Y[:, None], ValueError, r"labels.flatten\(\).long\(\) if they are classes"),
-        (["cat"] * 48, TypeError, r"labels: expected numbers, got list of <U3; pd.factorize"),
+        (["cat"] * 48, TypeError, r"labels: expected numbers, got list \(.*str_\); pd.factorize"),
         (pd.Series(["cat", "dog"] * 24), TypeError, "labels: expected numbers, got Series"),
-        ([torch.tensor(1)] * 48, TypeError, "labels: expected one tensor, got a list of 48; torch.stack"),
         ("labels", TypeError, "labels: expected numbers, got str"),
         (Y.to_sparse(), TypeError, "labels: expected a dense tensor"),
     ],
@@ -292,10 +263,10 @@ def test_labels_that_may_mean_two_things_are_refused(labels, error, match):
 
 
 def test_targets_of_a_regression_in_a_loader_are_refused_with_both_remedies():
-    with pytest.raises(ValueError, match=r"whole numbers.*in batch 0, or pass labels=False"):
+    with pytest.raises(ValueError, match=r"labels \(in batch 0, if not labels=False\): expected whole numbers"):
         compare({"a": SMALL}, [(X, Y.float())], layers=["3"])
-    assert quiet({"a": SMALL}, [(X, Y.float())], layers=["3"], labels=False).streams == ("a",)
-    assert quiet({"a": SMALL}, [(X, Y.float()[:, None])], layers=["3"]).streams == ("a", "labels")
+    for y, labels, streams in ((Y.float(), False, ("a",)), (Y.float()[:, None], None, ("a", "labels"))):
+        assert quiet({"a": SMALL}, [(X, y)], layers=["3"], labels=labels).streams == streams
 
 
 @pytest.mark.parametrize(
@@ -308,11 +279,7 @@ def test_targets_of_a_regression_in_a_loader_are_refused_with_both_remedies():
         ([Image.new("RGB", (8, 8))] * 4, ValueError, "got Image in batch 0; torch.stack"),
         ([["a.png", "b.png"]], ValueError, r"images: expected batches .* got str in batch 0; torch.stack"),
         (X.permute(0, 2, 3, 1).mul(255).byte(), ValueError, r"images.permute\(0, 3, 1, 2\) puts channels first"),
-        (
-            X.expand(-1, -1, 8, 8)[:, :1],
-            ValueError,
-            r"refuses a batch of shape \(3, 1, 8, 8\).*\.expand\(-1, 3, -1, -1\)",
-        ),
+        (X[:, :1], ValueError, r"refuses a batch of shape \(3, 1, 8, 8\).*\.expand\(-1, 3, -1, -1\)"),
         (X[:, :, :4], ValueError, r"images: Sequential refuses a batch of shape \(3, 3, 4, 8\)"),
         (X.long(), TypeError, "expected uint8 or float, got torch.int64; pass transform="),
         (X > 0, TypeError, "expected uint8 or float, got torch.bool"),
@@ -353,15 +320,15 @@ def test_features_alone_have_layers_and_intervals():
             assert whole.loc[a, str(b)] == pytest.approx(cka(x_a, x_b), abs=1e-5)
     for names, match in (
         ({"clip": ids, "dino": ids[::-1]}, "'dino' differs from 'clip' at row 0"),
-        ({"clip": ids[:-1]}, "expected 200 for 'clip', one a row, got 199"),
-        ({"bert": ids}, "ids: expected names of features, or images, got 'bert'"),
+        ({"clip": ids[:-1]}, "ids: expected one a row of clip, dino or images, got 199 for 'clip'"),
+        ({"bert": ids}, "ids: expected one a row of clip, dino or images, got 200 for 'bert'"),
     ):
         with pytest.raises(ValueError, match=match):
             compare(features={"clip": clip, "dino": dino}, ids=names)
     for features, match in (
         ({"clip": clip, "dino": {"block": x[:100]}}, "dino/block: expected one row an image, got 100 for 200"),
         ({"clip": {"early": x / 0}}, "features, clip/early: expected finite values"),
-        ({"pixels": x}, 'not "labels" or "pixels"'),
+        ({"pixels": x}, "expected different names, no '@', 'labels' or 'pixels'"),
     ):
         with pytest.raises(ValueError, match=match):
             compare(features=features)
@@ -399,12 +366,7 @@ def test_wrapped_and_compiled_networks_are_seen_through():
         names = layer_names(plain) if layers is None else layers
         assert list(got) == names, name
         for layer, value in got.items():
-            own = (
-                layer.replace("module.", "")
-                .replace("_orig_mod.", "")
-                .replace("backbone.", "")
-                .replace(".bn2", ".residual")
-            )
+            own = re.sub(r"module\.|_orig_mod\.|backbone\.", "", layer).replace(".bn2", ".residual")
             torch.testing.assert_close(value, expected[own], msg=lambda text, name=name: f"{name}: {text}")
         assert quiet({"m": model}, x, layers=layers, batch_size=16).layers("m") == names
 
@@ -418,7 +380,7 @@ def test_networks_that_cannot_be_read_say_what_to_pass():
             compare({"m": model}, x, layers=["layer1.0"])
     holder = nn.Sequential()
     holder.add_module("encoder", build(width=4))
-    with pytest.raises(TypeError, match=r'layers="all"; it holds a ResNet: layers=\["encoder.layer\*.\*"\]'):
+    with pytest.raises(TypeError, match=r'such as layers=.*, or layers="all"'):
         compare({"m": holder}, x)
     assert len(quiet({"m": holder}, x, layers=["encoder.layer*.*"]).layers("m")) == 8
 
@@ -430,9 +392,7 @@ def test_networks_that_cannot_be_read_say_what_to_pass():
         def forward(self, x):
             return self.blocks[1](self.blocks[0](x))
 
-    with pytest.raises(
-        ValueError, match=r"'blocks': never called in a forward pass; name modules within it, as by PATH\.\*"
-    ):
+    with pytest.raises(ValueError, match=r"'blocks': never called .*; name modules within it, as by PATH\.\*"):
         compare({"m": Parts()}, noise(8, 4), layers=["blocks"])
     assert list(pooled(Parts(), noise(8, 4), ["blocks.*"])) == ["blocks.0", "blocks.1"]
 
@@ -488,11 +448,8 @@ def test_layers_may_be_all_patterns_or_types():
     assert list(resolve(model, ["layer*.*"])) == [f"layer{s}.{i}" for s in (1, 2, 3, 4) for i in (0, 1)]
     assert list(resolve(model, "layer1.*.residual")) == ["layer1.0.residual", "layer1.1.residual"]
     assert len(resolve(model, [nn.Conv2d])) == len(resolve(model, nn.Conv2d)) == 20
-    assert list(resolve(vit(), ["encoder.layers.*", "heads"])) == [
-        "encoder.layers.encoder_layer_0",
-        "encoder.layers.encoder_layer_1",
-        "heads",
-    ]
+    blocks = [f"encoder.layers.encoder_layer_{i}" for i in (0, 1)]
+    assert list(resolve(vit(), ["encoder.layers.*", "heads"])) == [*blocks, "heads"]
     assert "layer3.0.conv1" in resolve(model, "**.conv1")
     assert "layer3.0.conv1" not in resolve(model, "layer3.*")
     with warnings.catch_warnings():
@@ -503,11 +460,8 @@ def test_layers_may_be_all_patterns_or_types():
     assert list(every)[:4] == ["conv1", "bn1", "stem", "maxpool"]  # the order of the forward pass
     with pytest.warns(UserWarning, match=r"left out .*self_attention.out_proj'.*: never called") as caught:
         got = compare({"v": vit(), "r": model}, noise(8, 3, 32, 32), layers={"v": "all", "r": ["pool"]})
-    assert (
-        sum("left out" in str(w.message) for w in caught) == 1
-        and "encoder.ln" in got.layers("v")
-        and not any("out_proj" in l for l in got.layers("v"))
-    )
+    assert sum("left out" in str(w.message) for w in caught) == 1 and "encoder.ln" in got.layers("v")
+    assert not any("out_proj" in l for l in got.layers("v"))
 
 
 def test_all_complaints_come_at_once():
@@ -552,16 +506,14 @@ def test_a_loaders_dicts_are_given_whole():
     model = Text().eval()
     with torch.no_grad():
         full = model(ids, mask)["last"]
-    got = pooled(model, loader, {"out": ""}, reduction="cls")["out"]
-    torch.testing.assert_close(got, full[:, 0])
+    settings = {"layers": {"out": ""}, "reduction": lambda out: out[:, 0]}
+    torch.testing.assert_close(pooled(model, loader, **settings)["out"], full[:, 0])
     result = quiet({"t": model}, loader, layers={"t": {"out": "", "embed": "embed"}}, features={"f": full})
     assert result.streams == ("t", "labels", "f")
     assert result.matrix("t", "f").loc["out", "f"] == pytest.approx(1, abs=1e-6)
     scaled = [batch | {"scale": torch.full((10,), 2.0)} for batch in loader]
-    torch.testing.assert_close(pooled(model, scaled, {"out": ""}, reduction="cls")["out"], 2 * full[:, 0])
-    plain = pooled(
-        model, scaled, {"out": ""}, reduction="cls", transform=lambda x: {k: x[k] for k in loader[0] if k in x}
-    )
+    torch.testing.assert_close(pooled(model, scaled, **settings)["out"], 2 * full[:, 0])
+    plain = pooled(model, scaled, **settings, transform=lambda x: {k: x[k] for k in loader[0] if k in x})
     torch.testing.assert_close(plain["out"], full[:, 0])
     with pytest.raises(ValueError, match="views, pixels: expected batches of one tensor, got a dict"):
         compare({"t": model}, loader, layers=["embed"], pixels=True)
@@ -570,18 +522,9 @@ def test_a_loaders_dicts_are_given_whole():
     assert taken.streams == ("t", "labels")
 
 
-def test_a_survey_spares_buffers_and_hooks():
-    net = Buffers().train()
-    taps = survey(net, {"mine": "layer"}, noise(1, 3, 4, 4), "none")
-    assert list(taps) == ["mine"] and taps["mine"].path == "layer" and net.training and net.count.tolist() == [0, 0]
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
-
-
 # ---- anything at the public doors --------------------------------------------------------------------------------------
 
-ARGUMENTS = (
-    r"^(x|y|k|query|model|features|images|labels|layers|x, y|labels, |features, f|f|a|compare|models, features)\b"
-)
+ARGUMENTS = r"^(x|y|model|features|images|labels|layers|x, y|features, f|f|a|compare|models, features)\b"
 numbers = st.sampled_from(
     [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8, torch.int8, torch.int32, torch.int64]
     + [torch.bool, torch.complex64, torch.uint16, torch.float8_e4m3fn]
@@ -599,10 +542,8 @@ def values(draw):
     x = draw(st.sampled_from([lambda v: v, lambda v: v * 0, lambda v: v / 0 if v.numel() else v, lambda v: v + 100]))(x)
     dtype = draw(numbers)
     x = x.nan_to_num(0, 0, 0).abs().to(dtype) if dtype in (torch.uint8, torch.uint16, torch.bool) else x.to(dtype)
-    layout = draw(st.sampled_from(["plain", "strided", "expanded", "transposed", "gradient", "sparse", "meta"]))
-    if layout == "strided" and x.ndim:
-        x = torch.cat([x, x])[::2] if len(x) % 2 == 0 and dtype not in (torch.uint16, torch.float8_e4m3fn) else x
-    elif layout == "expanded" and x.ndim and len(x):
+    layout = draw(st.sampled_from(["plain", "expanded", "transposed", "gradient", "sparse", "meta"]))
+    if layout == "expanded" and x.ndim and len(x):
         x = x[:1].expand(x.shape)
     elif layout == "transposed" and x.ndim == 2:
         x = x.T.contiguous().T
@@ -610,19 +551,14 @@ def values(draw):
         x = x.requires_grad_()
     elif layout in ("sparse", "meta") and dtype == torch.float32:
         return x.to_sparse() if layout == "sparse" else x.to("meta")
-    container = draw(
-        st.sampled_from(["tensor", "array", "list", "nested list", "frame", "series", "strings", "dict", "none"])
-    )
-    if container == "tensor" or dtype in (torch.bfloat16, torch.float8_e4m3fn) or x.requires_grad:
+    kinds = ["tensor", "array", "list", "nested list", "pandas", "strings", "dict", "none"]
+    kind = draw(st.sampled_from(kinds))
+    if kind == "tensor" or dtype in (torch.bfloat16, torch.float8_e4m3fn) or x.requires_grad:
         return x
-    if container == "frame":
-        return pd.DataFrame(x.numpy()) if x.ndim == 2 else x.numpy()
-    if container == "series":
-        return pd.Series(x.numpy()) if x.ndim == 1 else x.numpy()
-    if container == "list":
-        return list(x) if x.ndim else [x]
-    kinds = {"array": x.numpy(), "nested list": x.tolist(), "strings": ["a"] * 8, "dict": {"x": x}, "none": None}
-    return kinds[container]
+    if kind == "pandas":
+        return pd.DataFrame(x.numpy()) if x.ndim == 2 else pd.Series(x.numpy()) if x.ndim == 1 else x.numpy()
+    given = [x, x.numpy(), list(x) if x.ndim else [x], x.tolist(), None, ["a"] * 8, {"x": x}, None]
+    return given[kinds.index(kind)]
 
 
 def right_or_refused(call, check):
@@ -643,30 +579,18 @@ def exact(value):
     return value.double().reshape(len(value), -1)
 
 
-def hsic1(x, y):
-    """HSIC_1 by U-centred distances' cousin: Gram matrices of centred features, in float64 (Song et al. 2012)."""
-    n, one = len(x), torch.ones(len(x), dtype=torch.float64)
-    k, l = ((v - v.mean(0)) @ (v - v.mean(0)).T for v in (x, y))
-    k, l = k.fill_diagonal_(0), l.fill_diagonal_(0)
-    total = (k @ l).trace() + one @ k @ one * (one @ l @ one) / ((n - 1) * (n - 2)) - 2 / (n - 2) * (one @ k @ l @ one)
-    return float(total) / (n * (n - 3))
-
-
 def same(value, x, y):
     x, y = exact(x), exact(y)
-    own = hsic1(x, x) * hsic1(y, y)
+    own = song(gram(x), gram(x)) * song(gram(y), gram(y))
     if np.isnan(value) or not own > 0:
         variances = [float(v.var(0).sum() / v.square().mean().clamp_min(1e-300)) for v in (x, y)]
         assert np.isnan(value) == (min(variances) < 1e-9) or not own > 1e-9
     else:
-        assert value == pytest.approx(hsic1(x, y) / own**0.5, abs=1e-4)
+        assert value == pytest.approx(song(gram(x), gram(y)) / own**0.5, abs=1e-4)
 
 
-FUZZ = {
-    "max_examples": 150,
-    "deadline": None,
-    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
-}
+FUZZ = {"max_examples": 150, "deadline": None}
+FUZZ["suppress_health_check"] = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
 @settings(**FUZZ)
@@ -676,21 +600,6 @@ def test_cka_of_anything(x, y):
     right_or_refused(
         lambda: compare(features={"f": x, "a": {"b": y}}, batch_size=16),
         lambda result: same(result.matrix("f", "a").iloc[0, 0], x, y),
-    )
-
-
-@settings(**FUZZ)
-@given(values(), st.lists(st.integers(-2, 9), max_size=3), st.integers(-1, 9))
-def test_neighbours_and_disagreement_of_anything(x, query, k):
-    def check(result):
-        v = torch.nn.functional.normalize(exact(x))
-        for i, row in zip(query, result[0].tolist()):
-            assert i not in row and len(set(row)) == k
-            torch.testing.assert_close((v @ v[i])[row], result[1][query.index(i)].cpu(), atol=1e-6, rtol=1e-6)
-
-    right_or_refused(lambda: neighbours(x, query, k), check)
-    right_or_refused(
-        lambda: disagreement(x, x), lambda parts: torch.testing.assert_close(parts.max(), parts.new_zeros(()))
     )
 
 
