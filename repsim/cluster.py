@@ -87,8 +87,10 @@ class Jobs:
             shown = len(whole)
         try:
             return job.result()
-        except submitit.core.utils.UncompletedJobError as error:  # the traceback, or the state and where the log is
+        except submitit.core.utils.FailedJobError as error:  # the traceback, in a frame
             return f"job {job.job_id}: {error}"
+        except submitit.core.utils.UncompletedJobError:
+            return f"job {job.job_id} ended without a result ({job.state}); its log: {job.paths.stderr}"
 
     def cancel(self) -> None:
         """End all jobs that still wait or run."""
