@@ -27,6 +27,8 @@ ARCHITECTURES: Mapping[str, tuple[type[nn.Module], tuple[int, int, int, int]]] =
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
 }
 STAGES = ("layer1", "layer2", "layer3", "layer4")
+STEMS = {"cifar": (3, 1, 1), "imagenet": (7, 2, 3)}  # kernel size, stride and padding of the first convolution
+WIDTHS = range(4, 4097, 4)
 
 
 class _Shortcut(nn.Conv2d):
@@ -46,12 +48,11 @@ class ResNet(TorchvisionResNet):
     def __init__(self, block: type[nn.Module], layers: tuple[int, ...], width: int, stem: str):
         self.width, self.features = width, 8 * width * block.expansion
         super().__init__(block, list(layers))
-        # 3x3, stride 1, no pooling for small images: an ImageNet stem would leave 8x8 of 32x32
-        kernel, stride, padding = (3, 1, 1) if stem == "cifar" else (7, 2, 3)
-        self.conv1 = nn.Conv2d(3, width, kernel, stride, padding, bias=False)
+        self.conv1 = nn.Conv2d(3, width, *STEMS[stem], bias=False)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.bn1 = nn.BatchNorm2d(width)
-        self.maxpool = nn.Identity() if stem == "cifar" else self.maxpool
+        if stem == "cifar":  # an ImageNet stem would leave 8x8 of a 32x32 image
+            self.maxpool = nn.Identity()
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1):
                 module.__class__ = _Shortcut
@@ -66,18 +67,6 @@ def projection_head(features: int, hidden: int, outputs: int) -> nn.Sequential:
     """SimCLR's two-layer projection head (Chen et al. 2020): linear, batch norm, ReLU, linear."""
     first, last = nn.Linear(features, hidden, bias=False), nn.Linear(hidden, outputs)
     return nn.Sequential(first, nn.BatchNorm1d(hidden), nn.ReLU(), last)
-
-
-def check(architecture: str, *, width: int, stem: str, head: str, outputs: int, hidden: int | None) -> None:
-    """ValueError: an unknown architecture, stem or head, or a width, outputs or hidden that is not positive."""
-    known = {"architecture": ARCHITECTURES, "stem": ("cifar", "imagenet"), "head": ("linear", "projection")}
-    for (name, values), value in zip(known.items(), (architecture, stem, head)):
-        if value not in values:
-            raise ValueError(f"{name}: expected one of {', '.join(values)}, got {value!r}")
-    if width < 1 or width % 4:
-        raise ValueError(f"width: expected a positive multiple of 4, got {width}")
-    if outputs < 1 or (hidden is not None and hidden < 1):
-        raise ValueError(f"outputs, hidden: expected positive numbers, got {outputs} and {hidden}")
 
 
 def build(
@@ -95,9 +84,8 @@ def build(
     `width` is the channels of the first stage, a multiple of 4; torchvision's own networks have 64. The stem is "cifar" (3x3,
     stride 1, no pooling) or "imagenet" (7x7, stride 2, max pooling), the head "linear" (a classifier of `outputs` classes) or
     "projection" (onto `outputs` dimensions, with as many `hidden` units as the backbone has features if None). Backbones of
-    one seed are equal whatever their heads. ValueError as `check`.
+    one seed are equal whatever their heads.
     """
-    check(architecture, width=width, stem=stem, head=head, outputs=outputs, hidden=hidden)
     with torch.random.fork_rng(devices=[]):  # constructors draw from the global generator, which stays as it is
         torch.manual_seed(seed)
         model = ResNet(*ARCHITECTURES[architecture], width, stem)

@@ -40,8 +40,8 @@ SNAPSHOTS = ("sl", "simclr", "sl_simclr_views")  # objectives of which weights o
 SHARES = tuple(10 ** (-k / 3) for k in range(6)) + tuple(10 ** (-2 - k / 2) for k in range(10))
 FORMAT = 2  # raised whenever the same settings would give other weights: files of another format are not found
 FROM_0, FROM_1, FROM_2 = (pd.Interval(low, math.inf, closed="left") for low in (0, 1, 2))
-POSITIVE = pd.Interval(0, math.inf, closed="neither")
 TO_1, BELOW_1, ABOVE_0 = (pd.Interval(0, 1, closed=ends) for ends in ("both", "left", "right"))
+POSITIVE, TO_HALF = pd.Interval(0, math.inf, closed="neither"), pd.Interval(0, 0.5, closed="both")
 Device = torch.device | str
 Progress = bool | Callable[[int], Any]
 
@@ -55,7 +55,7 @@ def check_types(settings: Any) -> None:
         if not (isinstance(value, kinds) or whole) or (isinstance(value, bool) and bool not in kinds):
             expected = " | ".join("null" if kind is types.NoneType else kind.__name__ for kind in kinds)
             raise ValueError(f"{name}: expected {expected}, got {value!r} ({type(value).__name__})")
-        if allowed and value not in allowed[0]:
+        if allowed and value is not None and value not in allowed[0]:
             expected = f"one of {', '.join(allowed[0])}" if isinstance(value, str) else f"a number in {allowed[0]}"
             raise ValueError(f"{name}: expected {expected}, got {value!r}")
 
@@ -66,33 +66,27 @@ class Settings:
 
     objective: Annotated[str, OBJECTIVES] = "sl"
     seed: int = 0
-    architecture: str = "resnet18"
-    width: int = 64
-    stem: str = "cifar"
+    architecture: Annotated[str, models.ARCHITECTURES] = "resnet18"
+    width: Annotated[int, models.WIDTHS] = 64
+    stem: Annotated[str, models.STEMS] = "cifar"
     epochs: Annotated[int, FROM_0] = 100
     batch_size: Annotated[int, FROM_2] = 256
     optimizer: Annotated[str, ["sgd"]] = "sgd"  # files name it
-    learning_rate: Annotated[float, POSITIVE] = (
-        0.06  # per 256 images of a batch, after the warm-up, then cosine to zero
-    )
+    learning_rate: Annotated[float, POSITIVE] = 0.06  # per 256 images of a batch, at its peak after the warm-up
     momentum: Annotated[float, BELOW_1] = 0.9
     weight_decay: Annotated[float, FROM_0] = 5e-4  # not on biases and batch norms
     warmup: Annotated[float, BELOW_1] = 0.1  # share of the steps
     temperature: Annotated[float, POSITIVE] = 0.5  # of NT-Xent, SupCon and NSCL
-    projection: int = 128  # dimensions of the projection head's output
-    hidden: int | None = None  # its hidden units; as many as the backbone has features if None
+    projection: Annotated[int, FROM_1] = 128  # dimensions of the projection head's output
+    hidden: Annotated[int | None, FROM_1] = None  # its hidden units; as many as the backbone has features if None
     crop: Annotated[float, ABOVE_0] = 0.2  # of SimCLR's views: the smallest share of the area; 1: not cropped
     colour: Annotated[float, TO_1] = 0.4  # strength of their brightness, contrast and saturation jitter
-    hue: Annotated[float, pd.Interval(0, 0.5, closed="both")] = (
-        0.1  # strength of their hue jitter, in turns; 0.5: any hue
-    )
+    hue: Annotated[float, TO_HALF] = 0.1  # strength of their hue jitter, in turns; 0.5: any hue
     grayscale: Annotated[float, TO_1] = 0.2  # the probability that a view is grey
     precision: Annotated[str, ["auto", "float32", "bfloat16"]] = "auto"  # auto: what the device multiplies in
     threads: Annotated[int, FROM_1] = 1  # CPU threads; another number gives other last bits
 
-    def __post_init__(self) -> None:
-        check_types(self)
-        models.check(self.architecture, **self._built(classes=2))
+    __post_init__ = check_types
 
     @property
     def name(self) -> str:
@@ -111,17 +105,12 @@ class Settings:
         jitter = (*[self.colour] * 3, self.hue)
         return {"scale": (self.crop, 1.0), "jitter": jitter, "grayscale_p": self.grayscale}
 
-    def _built(self, classes: int) -> dict[str, Any]:
-        objective = OBJECTIVES[self.objective]
-        outputs = self.projection if objective.head == "projection" else 4 if objective.rotated else classes
-        return {name: getattr(self, name) for name in ("width", "stem", "hidden")} | {
-            "head": objective.head,
-            "outputs": outputs,
-        }
-
     def build(self, classes: int, device: Device = "cpu") -> models.ResNet:
         """The network before training."""
-        model = models.build(self.architecture, seed=self.seed, **self._built(classes))
+        head, rotated = OBJECTIVES[self.objective].head, OBJECTIVES[self.objective].rotated
+        outputs = self.projection if head == "projection" else 4 if rotated else classes
+        options = {name: getattr(self, name) for name in ("architecture", "width", "stem", "hidden", "seed")}
+        model = models.build(head=head, outputs=outputs, **options)
         return model.to(device, memory_format=torch.channels_last)
 
 

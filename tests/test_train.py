@@ -279,7 +279,9 @@ def test_learning_rate_warms_up_then_falls_to_zero():
         ({"learning_rate": float("nan")}, "learning_rate"),
         ({"temperature": -1.0}, "temperature"),
         ({"momentum": 1.0}, "momentum"),
-        ({"width": 7}, "width: .*7"),
+        ({"width": 7}, r"width: expected a number in range\(4, 4097, 4\), got 7"),
+        ({"stem": "large"}, "stem: expected one of cifar, imagenet, got 'large'"),
+        ({"hidden": 0}, "hidden"),
         ({"architecture": "vit"}, "architecture: .*'vit'"),
     ],
 )
