@@ -1,7 +1,7 @@
 """Functions as jobs of a SLURM cluster, through submitit.
 
-A job's function is pickled by reference, so that the node needs the checkout, the Python environment and the folders of the
-study under the paths that they have here: a file system that all nodes share.
+A job's function is pickled by reference: nodes need the checkout, the Python environment and the folders of the study under
+the paths that they have here, on a file system that all share.
 """
 
 from __future__ import annotations

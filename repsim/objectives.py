@@ -1,10 +1,8 @@
 """What a network can be trained for: losses of embeddings, and objectives: a name, the head, the views, and the loss.
 
-Losses are computed in the precision of their inputs: give them float32, as softmaxes over similarities want it.
-
 All objectives share what is not theirs: a seed's initial backbone and order of batches, and, where their views are the same,
 the views. Some train an extra module beside the network (a predictor, a classifier on a middle layer) or keep an average of
-its weights; both are dropped when training ends.
+its weights; both are dropped when training ends. Losses are computed in their inputs' precision, for which half is too low.
 """
 
 from __future__ import annotations
@@ -25,7 +23,6 @@ TAU = 0.99  # of BYOL's target at the start of training (Grill et al. 2020 for f
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Floating-point numbers in at least float32."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 

@@ -110,10 +110,8 @@ def _turned(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
     return x * cos + y * sin, y * cos - x * sin
 
 
-def render(
-    factors: pd.DataFrame, labels: Tensor, size: int, generator: torch.Generator, saturation: float = 1
-) -> Tensor:
-    """Embedded images uint8 (n, 3, size, size) of these factors; the generator gives the noise only."""
+def render(factors: pd.DataFrame, labels: Tensor, size: int, noise: torch.Generator, saturation: float = 1) -> Tensor:
+    """Embedded images uint8 (n, 3, size, size) of these factors."""
     images = torch.empty(len(factors), 3, size, size, dtype=torch.uint8)
     right = ((torch.arange(size) + 0.5) * (2 / size) - 1).expand(1, 1, -1)
     up = -right.mT
@@ -133,9 +131,9 @@ def render(
         cover = (0.5 - outline * value["scale"] * (size / 2)).clamp(0, 1)[:, None]
         foreground, ground = (_colour(value[f"{part}_hue"], 0.6 * saturation) for part in ("foreground", "background"))
         ground = ground * (0.48 * (1 + 0.65 * texture))[:, None]
-        noise = torch.rand(len(n), 2, 3, size, size, generator=generator)
-        deviation = value["noise"][:, None] * math.sqrt(6)  # the difference of two uniform draws has a variance of 1/6
-        picture = ground + (foreground - ground) * cover + (noise[:, 0] - noise[:, 1]) * deviation
+        draws = torch.rand(len(n), 2, 3, size, size, generator=noise)  # the difference of two has a variance of 1/6
+        deviation = value["noise"][:, None] * math.sqrt(6)
+        picture = ground + (foreground - ground) * cover + (draws[:, 0] - draws[:, 1]) * deviation
         images[rows] = (picture * 255).round().clamp(0, 255).byte()
     return images
 

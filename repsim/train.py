@@ -17,7 +17,6 @@ import runpy
 import sys
 import time
 import timeit
-import types
 import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -53,7 +52,7 @@ def check_types(settings: Any) -> None:
         value, kinds = getattr(settings, name), typing.get_args(hint) or (hint,)
         whole = isinstance(value, int) and float in kinds
         if not (isinstance(value, kinds) or whole) or (isinstance(value, bool) and bool not in kinds):
-            expected = " | ".join("null" if kind is types.NoneType else kind.__name__ for kind in kinds)
+            expected = " | ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
             raise ValueError(f"{name}: expected {expected}, got {value!r} ({type(value).__name__})")
         if allowed and value is not None and value not in allowed[0]:
             expected = f"one of {', '.join(allowed[0])}" if isinstance(value, str) else f"a number in {allowed[0]}"
@@ -135,13 +134,10 @@ def steps(settings: Settings, images: int) -> int:
 
 
 def schedule(steps: int) -> dict[float, int]:
-    """When snapshots are taken: share of the training -> the nearest step, from 0.0 (initialisation) to 1.0 (the network itself).
-
-    Of shares with the same step the largest counts.
-    """
+    """When snapshots are taken: share of the training -> nearest step, from 0.0 (initialisation) to 1.0 (the network itself)."""
     shares = {0: 0.0}
     for share in SHARES:
-        shares.setdefault(round(share * steps), share)
+        shares.setdefault(round(share * steps), share)  # of shares with the same step the largest counts
     return {share: step for step, share in sorted(shares.items())}
 
 
@@ -251,11 +247,12 @@ class Trainee(nn.Module):
     @torch.no_grad()
     def validation_loss(self, images: data.ImageSet) -> float:
         """The mean loss in eval mode over whole batches of `images`, with views that are the same every time."""
-        training, size, losses = self.training, min(self.settings.batch_size, len(images)), []
+        training, size = self.training, min(self.settings.batch_size, len(images))
         self.eval()
-        for i in range(0, len(images) - size + 1, size):
-            batch = images.take(slice(i, i + size))
-            losses.append(self.loss(batch.images, batch.labels, (self.settings.seed, "validation", i)).item())
+        batches = {i: images.take(slice(i, i + size)) for i in range(0, len(images) - size + 1, size)}
+        losses = [
+            self.loss(b.images, b.labels, (self.settings.seed, "validation", i)).item() for i, b in batches.items()
+        ]
         self.train(training)
         return sum(losses) / len(losses)
 
@@ -296,10 +293,8 @@ def train(
     call this, train it together; only rank 0 reads and writes `folder`.
     `progress` shows a bar over image passes, or is called with the number of passes since it was last called.
 
-    Raises:
-        ValueError: fewer images than one batch; a batch that ranks cannot share; ranks and an objective with an extra module.
-        RuntimeError: the loss became NaN or infinite; the last checkpoint stays.
-        OSError: `folder` cannot be written; what was in it is intact.
+    Raises ValueError for fewer images than one batch, a batch that ranks cannot share, and ranks and an objective with an extra
+    module; RuntimeError where the loss became NaN or infinite; OSError where `folder` cannot be written. What it held stays.
     """
     if len(images.train) < settings.batch_size and settings.epochs:
         most = f"at most the number of training images, {len(images.train)}"
