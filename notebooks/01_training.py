@@ -116,10 +116,10 @@ def simclr_step(model, images, labels, key):  # labels are not used
 images, labels, _ = shapes.draw(32, size=24, stream="figure")
 for step, name in ((sl_step, "sl-0"), (simclr_step, "simclr-0")):
     settings = study.settings(name)
-    by_hand, by_repsim = (settings.build(len(shapes.SHAPES)) for _ in range(2))
+    by_hand, by_repsim = settings.build(len(shapes.SHAPES)), train.Trainee(settings, len(shapes.SHAPES))
     loss = step(by_hand, images, labels, (0, "views", 0))
     loss.backward()
-    reference = train.step_loss(by_repsim, images, labels, settings, (0, "views", 0))
+    reference = by_repsim.loss(images, labels, (0, "views", 0))
     reference.backward()
     assert torch.isclose(loss, reference, rtol=1e-5)
     gradients = zip(by_hand.parameters(), by_repsim.parameters())

@@ -105,7 +105,7 @@ draws = [store.generator(0, "validation", 0, view) for view in (0, 1)]
 with torch.no_grad():
     views = [augment.simclr(pictures, draw, **settings.simclr_views()) for draw in draws]
     by_hand = auxiliary_loss(trainee.model, trainee.extra_module, views, labels, settings.temperature).item()
-computed = train.validation_loss(trainee, data.ImageSet(pictures, labels, shapes.SHAPES), settings)
+computed = trainee.validation_loss(data.ImageSet(pictures, labels, shapes.SHAPES))
 assert math.isclose(by_hand, computed, rel_tol=1e-4)
 knows_nothing = math.log(63) + math.log(10)
 print(f"32 images, untrained: {by_hand:.1f} nats by hand and by repsim.train; {knows_nothing:.1f} for equal outputs")

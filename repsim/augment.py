@@ -9,17 +9,17 @@ shuffles), RandomGrayscale, and RandomCrop. They are made on the generator's dev
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
+from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from repsim.data import as_input
 
 ALL = slice(None)
 RATIO = (3 / 4, 4 / 3)  # of a crop, its width over its height
-GREY = (0.2989, 0.587, 0.114)  # of red, green, blue (ITU-R 601), as torchvision has it
+FLIP, JITTER = 0.5, 0.8  # probabilities
 
 
 def simclr(
@@ -28,44 +28,32 @@ def simclr(
     *,
     rows: slice = ALL,
     scale: tuple[float, float] = (0.2, 1.0),
-    flip: float = 0.5,
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1),
-    jitter_p: float = 0.8,
     grayscale_p: float = 0.2,
 ) -> Tensor:
     """SimCLR's views for small images (Chen et al. 2020, appendix B.9): resized crop, flip, colour jitter, grayscale, no blur.
 
-    Args:
-        scale: range of the crop's fraction of the area; (1, 1): not cropped.
-        flip, jitter_p, grayscale_p: probabilities.
-        jitter: strengths of brightness, contrast, saturation (factors in 1 -+ strength) and hue (shift in -+ strength turns).
+    `scale` is the range of the crop's fraction of the area, (1, 1): not cropped; `jitter` the strengths of brightness, contrast,
+    saturation (factors in 1 -+ strength) and hue (a shift in -+ strength turns); `grayscale_p` the probability of a grey view.
 
-    Raises:
-        TypeError: images that are not uint8; no generator.
-        ValueError: images that are not (n, c, h, w); a range, strength or probability out of bounds.
+    Raises TypeError for images that are not uint8 or no generator, ValueError for images that are not (n, c, h, w) or a range,
+    strength or probability out of bounds.
     """
     _check(images, generator)
-    for name, value in {"flip": flip, "jitter_p": jitter_p, "grayscale_p": grayscale_p}.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name}: expected a probability, got {value}")
+    if not 0 <= grayscale_p <= 1:
+        raise ValueError(f"grayscale_p: expected a probability, got {grayscale_p}")
     if not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
         raise ValueError(f"scale: expected 0 < low <= high <= 1, got {scale}")
     if not (len(jitter) == 4 and all(0 <= s <= 1 for s in jitter[:3]) and 0 <= jitter[3] <= 0.5):
         raise ValueError(f"jitter: expected 4 strengths, three of 0 to 1 and hue 0 to 0.5, got {jitter}")
     n, _, height, width = images.shape
-    draws = [crop_boxes(n, height, width, scale, RATIO, generator), chosen(n, flip, generator)]
-    draws += jitter_factors(n, jitter, jitter_p, generator) if jitter_p else ()
-    coloured = ~chosen(n, grayscale_p, generator) if grayscale_p else None
-    boxes, mirrored, *factors = (draw[rows].to(images.device) for draw in draws)
-    if tuple(scale) == (1, 1):
-        x = mirror(images[rows], mirrored).float().div_(255)
-    else:
-        x = crop(images[rows].float().div_(255), boxes, mirrored)
-    if jitter_p:
-        x = colour(x, *factors)
-    if grayscale_p:
-        x = _blend_(x, _grey(x), coloured[rows].to(x.device).view(-1, 1, 1, 1).float())
-    return x.mul_(4).sub_(2)
+    draws = [crop_boxes(n, height, width, scale, RATIO, generator), chosen(n, FLIP, generator)]
+    draws += [*jitter_factors(n, jitter, JITTER, generator), chosen(n, grayscale_p, generator)]
+    boxes, mirrored, *factors, grey = (draw[rows].to(images.device) for draw in draws)
+    x = images[rows].float().div_(255)
+    x = mirror(x, mirrored) if tuple(scale) == (1, 1) else crop(x, boxes, mirrored)
+    x = colour(x, *factors)
+    return _blend_(x, rgb_to_grayscale(x), 1 - grey.float()).mul_(4).sub_(2)
 
 
 def supervised(images: Tensor, generator: Generator, *, rows: slice = ALL) -> Tensor:
@@ -76,29 +64,18 @@ def supervised(images: Tensor, generator: Generator, *, rows: slice = ALL) -> Te
     _check(images, generator)
     n, _, height, width = images.shape
     shifts = torch.randint(0, 9, (n, 2), generator=generator, device=generator.device)
-    mirrored = chosen(n, 0.5, generator)
+    mirrored = chosen(n, FLIP, generator)
     images, shifts, mirrored = (tensor[rows].to(images.device) for tensor in (images, shifts, mirrored))
-    windows = (
-        F.pad(images, (4,) * 4).unfold(2, height, 1).unfold(3, width, 1)
-    )  # (n, c, top, left, h, w), nothing copied
+    windows = F.pad(images, (4,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # (n, c, top, left, h, w), not copied
     view = windows[torch.arange(len(images), device=images.device), :, shifts[:, 0], shifts[:, 1]]
     return as_input(mirror(view, mirrored))
 
 
-_alone = partial(partial, simclr, **{"scale": (1, 1), "flip": 0.0, "jitter_p": 0.0, "grayscale_p": 0.0})
 VIEWS: Mapping[str, Callable[..., Tensor]] = {
     "none": lambda images, generator, rows=ALL: as_input(images[rows]),  # nothing is drawn
     "supervised": supervised,
     "simclr": simclr,
-    # each of SimCLR's augmentations alone, always applied
-    "crop": _alone(scale=(0.2, 1.0)),
-    "flip": _alone(flip=1.0),
-    "jitter": _alone(jitter_p=1.0),
-    "grayscale": _alone(grayscale_p=1.0),
 }
-
-
-# The draws
 
 
 def chosen(n: int, probability: float, generator: Generator) -> Tensor:
@@ -106,9 +83,7 @@ def chosen(n: int, probability: float, generator: Generator) -> Tensor:
     return torch.rand(n, generator=generator, device=generator.device) < probability
 
 
-def crop_boxes(
-    n: int, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], generator: Generator
-) -> Tensor:
+def crop_boxes(n: int, height: int, width: int, scale: tuple, ratio: tuple, generator: Generator) -> Tensor:
     """(n, 4) top, left, height, width in whole pixels: of ten candidates the first that fits, else the largest central one."""
     u = torch.rand(n, 10, 2, generator=generator, device=generator.device)
     area = height * width * (scale[0] + (scale[1] - scale[0]) * u[..., 0])
@@ -124,16 +99,11 @@ def crop_boxes(
     return torch.where(fits.any(1, keepdim=True), boxes, central)
 
 
-def jitter_factors(
-    n: int, strengths: tuple[float, float, float, float], probability: float, generator: Generator
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def jitter_factors(n: int, strengths: tuple, probability: float, generator: Generator) -> tuple[Tensor, ...]:
     """Brightness, contrast, saturation factors and hue shift, (n,) each; 1, 1, 1 and 0 with probability 1 - `probability`."""
     u = 2 * torch.rand(n, 4, generator=generator, device=generator.device) - 1
     u = u * torch.tensor(strengths, device=u.device) * chosen(n, probability, generator)[:, None]
     return 1 + u[:, 0], 1 + u[:, 1], 1 + u[:, 2], u[:, 3]
-
-
-# Their effect
 
 
 def mirror(images: Tensor, mirrored: Tensor) -> Tensor:
@@ -165,23 +135,16 @@ def crop(x: Tensor, boxes: Tensor, mirrored: Tensor) -> Tensor:
 
 def colour(x: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
     """Float images (n, c, h, w) in [0, 1] with their brightness, contrast, saturation (factors) and hue (turns) adjusted."""
-    brightness, contrast, saturation, hue = (f.view(-1, 1, 1, 1) for f in (brightness, contrast, saturation, hue))
-    x = (x * brightness).clamp_(0, 1)
-    x = _blend_(x, _grey(x).mean((2, 3), keepdim=True), contrast).clamp_(0, 1)
+    x = (x * brightness.view(-1, 1, 1, 1)).clamp_(0, 1)
+    x = _blend_(x, rgb_to_grayscale(x).mean((2, 3), keepdim=True), contrast).clamp_(0, 1)
     if x.shape[1] == 1:
         return x
-    return _turn_hue(_blend_(x, _grey(x), saturation).clamp_(0, 1), hue)
-
-
-def _grey(x: Tensor) -> Tensor:
-    if x.shape[1] == 1:
-        return x.clone()
-    red, green, blue = x.split(1, dim=1)
-    return (GREY[0] * red).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
+    return _turn_hue(_blend_(x, rgb_to_grayscale(x), saturation).clamp_(0, 1), hue.view(-1, 1, 1, 1))
 
 
 def _blend_(x: Tensor, other: Tensor, weight: Tensor) -> Tensor:
     """weight x + (1 - weight) other, in place: several times faster than torch.lerp or torch.where with a weight an image."""
+    weight = weight.view(-1, 1, 1, 1)
     return x.mul_(weight).add_(other * (1 - weight))
 
 
@@ -202,9 +165,7 @@ def _turn_hue(x: Tensor, turns: Tensor) -> Tensor:
 
 def _check(images: Tensor, generator: Generator) -> None:
     if not isinstance(images, Tensor):
-        raise TypeError(f"images: expected a torch.Tensor, got {type(images).__name__}; see repsim.data.load")
+        raise TypeError(f"images: expected a Tensor, got {type(images).__name__}; see repsim.data.load")
     if not isinstance(generator, Generator):
-        raise TypeError(
-            f"generator: expected a torch.Generator, got {type(generator).__name__}; see repsim.store.generator"
-        )
+        raise TypeError(f"generator: expected a Generator, got {type(generator).__name__}; see repsim.store.generator")
     as_input(images[:0] if images.ndim else images)  # refuses other types and shapes

@@ -1,7 +1,7 @@
 """Functions as jobs of a SLURM cluster, through submitit.
 
-A job's function is pickled by reference, so that the node needs the checkout, the Python environment and the folders of the
-study under the paths that they have here: a file system that all nodes share.
+A job's function is pickled by reference: nodes need the checkout, the Python environment and the folders of the study under
+the paths that they have here, on a file system that all share.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import signal
-import threading
-import time
+import time as clock
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,24 +17,17 @@ from typing import Any
 import submitit
 
 RESTARTS = 10  # how often a job may reach its time limit and go on
-ENDED = set(
-    "BOOT_FAIL CANCELLED COMPLETED DEADLINE ENDED FAILED LAUNCH_FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED RECONFIG_FAIL REVOKED "
-    "TIMEOUT".split()
-)
+# States of jobs that have ended; SLURM forgets those of rarer ones in minutes, and they are ENDED then.
+ENDED = ("CANCELLED", "COMPLETED", "ENDED", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT")
 
 
 class Resumable(submitit.helpers.Checkpointable):
     """Calls a function. Stopped at its time limit, or preempted, its job goes back into the queue and calls it again."""
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
-        told_to_end = threading.Event()
-        signal.signal(signal.SIGTERM, lambda *_: told_to_end.set())
-        try:
-            return function(*args)
-        except Exception:
-            if told_to_end.is_set():  # so were the processes that it had started: not a failure of its own
-                time.sleep(3600)  # until SLURM ends or requeues the job
-            raise
+        # Told to end, as all that it has started is, it must not fail of their end: it waits until SLURM ends or requeues it.
+        signal.signal(signal.SIGTERM, lambda *_: clock.sleep(3600))
+        return function(*args)
 
 
 class Queue(submitit.slurm.slurm.SlurmInfoWatcher):
@@ -45,44 +37,27 @@ class Queue(submitit.slurm.slurm.SlurmInfoWatcher):
         waiting = self._registered - self._finished
         return ["squeue", "--me", "--states=all", "--noheader", "--format=%A %T"] if waiting else None
 
-    def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
-        text = string if isinstance(string, str) else string.decode()
-        states = dict.fromkeys(
-            self._registered - self._finished, "ENDED"
-        )  # of those that SLURM has forgotten, in minutes
-        states |= dict(line.split() for line in text.splitlines())
+    def read_info(self, string: bytes) -> dict[str, dict[str, str]]:
+        states = dict.fromkeys(self._registered - self._finished, "ENDED")
+        states |= dict(line.split() for line in string.decode().splitlines())
         return {job: {"State": state if state in ENDED else "RUNNING"} for job, state in states.items()}
 
 
 def slurm(
-    folder: Path,
-    environment: Mapping[str, str],
-    *,
-    cpus: int,
-    gpus: int | None = None,
-    time: int | None = None,
-    memory: int | None = None,
-    partition: str | None = None,
+    folder: Path, environment: Mapping[str, str], *, cpus: int, gpus=None, time=None, memory=None, partition=None
 ) -> submitit.SlurmExecutor:
-    """Jobs of one process on this cluster, logged below `folder`, with these environment variables.
+    """Jobs of one process on this cluster, logged below `folder`, with these environment variables, CPUs, GPUs and memory (GB).
 
-    They have so many CPUs and GPUs and so much memory (GB) of a node of the partition, or the cluster's defaults. A job that
-    reaches the limit of time (minutes, 240 if None) is queued again, up to `RESTARTS` times. Raises ValueError where SLURM's
-    commands are not.
+    A job that reaches the limit of time (minutes, 240 if None) is queued again, up to RESTARTS times. What else is None is the
+    cluster's default. Raises ValueError where SLURM's commands are not.
     """
-    for command in ("sbatch", "srun", "squeue", "scancel"):
-        if shutil.which(command) is None:
-            raise ValueError(f"no {command} here: start it where SLURM's commands are, such as a cluster's login node")
+    if shutil.which("sbatch") is None:
+        raise ValueError("no sbatch here: start it where SLURM's commands are, such as a cluster's login node")
     submitit.SlurmJob.watcher = Queue(delay_s=30)
     executor = submitit.SlurmExecutor(folder=folder / "%j", max_num_timeout=RESTARTS)
-    options = {"partition": partition, "gpus_per_node": gpus, "mem": memory and f"{memory}GB"}
-    executor.update_parameters(
-        job_name="repsim",
-        time=time or 240,
-        cpus_per_task=cpus,
-        setup=[f"export {name}={shlex.quote(value)}" for name, value in environment.items()],
-        **{name: value for name, value in options.items() if value is not None},
-    )
+    setup = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
+    options = {"time": time or 240, "mem": memory and f"{memory}GB", "gpus_per_node": gpus, "partition": partition}
+    executor.update_parameters(job_name="repsim", cpus_per_task=cpus, setup=setup, **options)
     return executor
 
 
@@ -90,28 +65,25 @@ class Jobs:
     """Calls of functions as jobs of an executor, from several threads."""
 
     def __init__(self, executor: submitit.Executor):
-        self.executor, self.lock, self.submitted = executor, threading.Lock(), []
+        self.executor, self.submitted = executor, []
 
     def call(self, name: str, function: Callable[..., str | None], *args: Any) -> str | None:
-        """What `function(*args)` returns, called in a job; or, if the job ends without that, why.
+        """What `function(*args)` returns, called in a job, or why the job ended without that.
 
         Meanwhile prints those lines of the job's output that begin with `name`.
         """
         try:
-            with self.lock:
-                job = self.executor.submit(Resumable(), function, *args)
-                self.submitted.append(job)
+            job = self.executor.submit(Resumable(), function, *args)
         except RuntimeError as error:  # sbatch said no
             return f"not submitted: {error}"
+        self.submitted.append(job)
         print(f"{name:32} job {job.job_id}", flush=True)
         shown, done = 0, False
         while not done:
-            time.sleep(1)
+            clock.sleep(1)
             done = job.done()
             *whole, _ = (job.stdout() or "").split("\n")
-            for line in whole[shown:]:
-                if line.startswith(name):
-                    print(line, flush=True)
+            print(*(f"{line}\n" for line in whole[shown:] if line.startswith(name)), sep="", end="", flush=True)
             shown = len(whole)
         try:
             return job.result()

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 WAIT = timedelta(days=1)  # torchrun ends all ranks when one dies; a rank may wait long for a network made elsewhere
@@ -62,52 +61,35 @@ def broadcast(value: Any) -> Any:
     return values[0]
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over all ranks, with gradients, which torch.distributed.nn has no longer."""
+class _AllGather(torch.autograd.Function):
+    """The rows (n / ranks, ...) of all ranks, (n, ...) in order of rank, on every rank; torch's own gives no gradients."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        total = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
+    def forward(ctx, rows: Tensor) -> Tensor:
+        whole = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(ranks())]
+        dist.all_gather(whole, rows.contiguous())
+        return torch.cat(whole)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        return _Sum.apply(gradient)
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total[rows_of_rank(len(total))]
 
 
-def all_gather(x: Tensor) -> Tensor:
-    """The rows (n / ranks, d) of all ranks, (n, d) in order of rank, on every rank, with gradients."""
-    return _Sum.apply(F.pad(x, (0, 0, rank() * len(x), (ranks() - 1 - rank()) * len(x))))
-
-
-class _BatchNorm(nn.modules.batchnorm._BatchNorm):
-    """A batch norm over the batches of all ranks, for where torch's own, SyncBatchNorm, does not run: off CUDA."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        axes, channels = (0, 2, 3)[: x.ndim - 1], (1, -1, 1, 1)[: x.ndim]
-        mean = _Sum.apply(x.mean(axes)) / ranks()
-        x = x - mean.view(channels)
-        variance = _Sum.apply(x.square().mean(axes)) / ranks()
-        n = x.numel() // x.shape[1] * ranks()
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * n / (n - 1), self.momentum)
-        scale = self.weight * (variance + self.eps).rsqrt()
-        return x * scale.view(channels) + self.bias.view(channels)
+all_gather = _AllGather.apply
 
 
 def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """What trains `model`, sharing its weights, with all ranks: whole-batch norms, averaged gradients; with one rank the model."""
+    """What trains `model`, sharing its weights, with all ranks: whole-batch norms, averaged gradients; with one rank the model.
+
+    torch's whole-batch norm runs on CUDA alone; elsewhere every rank normalises the whole batch and takes its rows.
+    """
     if ranks() == 1:
         return model
     if device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    else:
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.__class__ = _BatchNorm
+        return nn.parallel.DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(model))
+    for norm in (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)):
+        norm.register_forward_pre_hook(lambda norm, inputs: all_gather(*inputs) if norm.training else None)
+        norm.register_forward_hook(lambda norm, _, out: out[rows_of_rank(len(out))] if norm.training else None)
     return nn.parallel.DistributedDataParallel(model)

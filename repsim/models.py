@@ -27,16 +27,15 @@ ARCHITECTURES: Mapping[str, tuple[type[nn.Module], tuple[int, int, int, int]]] =
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
 }
 STAGES = ("layer1", "layer2", "layer3", "layer4")
-STEMS = ("cifar", "imagenet")
-HEADS = ("linear", "projection")
+STEMS = {"cifar": (3, 1, 1), "imagenet": (7, 2, 3)}  # kernel size, stride and padding of the first convolution
+WIDTHS = range(4, 4097, 4)
 
 
 class _Shortcut(nn.Conv2d):
     """A 1x1 convolution with a stride, as one without of every stride-th pixel: the same function of the same weights.
 
-    oneDNN's gradient of a strided 1x1 convolution with few input channels writes past its memory (oneDNN issue 6035), with
-    fewer than 8 channels on CPUs with AVX2 alone and with 8 at 48 pixels a side on CPUs with AVX-512, which ends the process
-    or goes unnoticed.
+    oneDNN's gradient of a strided 1x1 convolution with few input channels writes past its memory (oneDNN issue 6035): fewer
+    than 8 on CPUs with AVX2 alone, 8 at 48 pixels a side with AVX-512. The process ends, or nobody notices.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,19 +43,16 @@ class _Shortcut(nn.Conv2d):
 
 
 class ResNet(TorchvisionResNet):
-    """torchvision's ResNet whose first stage has `width` channels instead of 64 (each stage doubles it)."""
+    """torchvision's ResNet whose first stage has `width` channels instead of 64 (each stage doubles it); `build` gives the head."""
 
-    def __init__(self, block: type[nn.Module], layers: tuple[int, ...], width: int, stem: str, head: nn.Module | None):
-        self.width = width
+    def __init__(self, block: type[nn.Module], layers: tuple[int, ...], width: int, stem: str):
+        self.width, self.features = width, 8 * width * block.expansion
         super().__init__(block, list(layers))
-        if stem == "cifar":  # 3x3, stride 1, no pooling: an ImageNet stem would leave 8x8 of a 32x32 image
-            self.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=1, bias=False)
-            self.maxpool = nn.Identity()
-        else:
-            self.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
+        self.conv1 = nn.Conv2d(3, width, *STEMS[stem], bias=False)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.bn1 = nn.BatchNorm2d(width)
-        self.fc = nn.Identity() if head is None else head
+        if stem == "cifar":  # an ImageNet stem would leave 8x8 of a 32x32 image
+            self.maxpool = nn.Identity()
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1):
                 module.__class__ = _Shortcut
@@ -73,21 +69,6 @@ def projection_head(features: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(first, nn.BatchNorm1d(hidden), nn.ReLU(), last)
 
 
-def check(architecture: str, *, width: int, stem: str, head: str, outputs: int, hidden: int | None) -> None:
-    """ValueError: an unknown architecture, stem or head, or a width, outputs or hidden that is not positive."""
-    for name, value, known in (
-        ("architecture", architecture, ARCHITECTURES),
-        ("stem", stem, STEMS),
-        ("head", head, HEADS),
-    ):
-        if value not in known:
-            raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
-    if width < 4 or width % 4:
-        raise ValueError(f"width: expected a positive multiple of 4, got {width}")
-    if outputs < 1 or (hidden is not None and hidden < 1):
-        raise ValueError(f"outputs, hidden: expected positive numbers, got {outputs} and {hidden}")
-
-
 def build(
     architecture: str = "resnet18",
     *,
@@ -100,65 +81,42 @@ def build(
 ) -> ResNet:
     """A freshly initialised network; the same arguments give the same weights, whatever was drawn before.
 
-    Args:
-        architecture: one of `ARCHITECTURES`.
-        width: channels of the first stage, a positive multiple of 4; torchvision's own networks have 64.
-        stem: "cifar" (3x3, stride 1, no pooling) or "imagenet" (7x7, stride 2, max pooling).
-        head: "linear" (a classifier of `outputs` classes) or "projection" (an MLP onto `outputs` dimensions).
-        hidden: hidden units of the projection head; as many as the backbone has features if not given.
-        seed: of the initial weights. Backbones with one seed are equal whatever their heads.
-
-    Raises:
-        ValueError: as `check`.
+    `width` is the channels of the first stage, a multiple of 4; torchvision's own networks have 64. The stem is "cifar" (3x3,
+    stride 1, no pooling) or "imagenet" (7x7, stride 2, max pooling), the head "linear" (a classifier of `outputs` classes) or
+    "projection" (onto `outputs` dimensions, with as many `hidden` units as the backbone has features if None). Backbones of
+    one seed are equal whatever their heads.
     """
-    check(architecture, width=width, stem=stem, head=head, outputs=outputs, hidden=hidden)
-    block, layers = ARCHITECTURES[architecture]
-    features = 8 * width * block.expansion
-    # Module constructors draw from the global generator: fork it, so that neither side disturbs the other.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # constructors draw from the global generator, which stays as it is
         torch.manual_seed(seed)
-        model = ResNet(block, layers, width, stem, None)
-        linear = head == "linear"
-        model.fc = nn.Linear(features, outputs) if linear else projection_head(features, hidden or features, outputs)
-    model.features = features
+        model = ResNet(*ARCHITECTURES[architecture], width, stem)
+        n, linear = model.features, head == "linear"
+        model.fc = nn.Linear(n, outputs) if linear else projection_head(n, hidden or n, outputs)
     return model
 
 
 def layer_paths(model: nn.Module) -> dict[str, str]:
-    """The study's layer names of one of our ResNets -> the paths of the modules whose outputs they are, in order.
-
-    Raises:
-        TypeError: `model` is not a torchvision ResNet; name its module paths instead.
-    """
+    """The layer names of a torchvision ResNet (else TypeError) -> the paths of the modules whose outputs they are, in order."""
     if not isinstance(model, TorchvisionResNet):
         raise TypeError(
             f"model: the study's layer names exist for torchvision ResNets only, got {type(model).__name__}; "
             'pass module paths instead, such as layers=["encoder.layers.0", "heads"]'
         )
     paths = {"stem": "relu"}
-    for stage in STAGES:
-        for index, block in enumerate(getattr(model, stage)):
-            last = "bn3" if isinstance(block, Bottleneck) else "bn2"
-            paths[f"{stage}.{index}.residual"] = f"{stage}.{index}.{last}"
-            paths[f"{stage}.{index}"] = f"{stage}.{index}"
-    paths["pool"] = "avgpool"
-    if isinstance(model.fc, nn.Sequential):
-        paths |= {"head.hidden": "fc.2", "head": "fc.3"}
-    elif not isinstance(model.fc, nn.Identity):
-        paths["head"] = "fc"
-    return paths
+    for name, block in ((f"{stage}.{i}", block) for stage in STAGES for i, block in enumerate(getattr(model, stage))):
+        paths |= {f"{name}.residual": f"{name}.{'bn3' if isinstance(block, Bottleneck) else 'bn2'}", name: name}
+    head = {"head.hidden": "fc.2", "head": "fc.3"} if isinstance(model.fc, nn.Sequential) else {"head": "fc"}
+    return paths | {"pool": "avgpool"} | ({} if isinstance(model.fc, nn.Identity) else head)
 
 
 def layer_names(model: nn.Module) -> list[str]:
-    """The study's layer names of one of our ResNets, in the order of the forward pass. Raises as `layer_paths`."""
+    """The layer names of a torchvision ResNet (else TypeError), in the order of the forward pass."""
     return list(layer_paths(model))
 
 
 def layer_kind(name: str) -> str:
     """ "residual", "post-residual", "stem", "pool" or "head", from a layer's name."""
-    if name.startswith("layer"):
-        return "residual" if name.endswith(".residual") else "post-residual"
-    return name.split(".")[0]
+    blocks = "residual" if name.endswith(".residual") else "post-residual"
+    return blocks if name.startswith("layer") else stage(name)
 
 
 def stage(name: str) -> str:
@@ -168,8 +126,8 @@ def stage(name: str) -> str:
 
 def tail(model: ResNet, layer: str) -> nn.Sequential:
     """What follows a post-residual layer, head included: its output (n, c, h, w) -> the network's, (n, outputs)."""
-    blocks = {f"{name}.{i}": block for name in STAGES for i, block in enumerate(getattr(model, name))}
+    blocks = [name for name in layer_names(model) if layer_kind(name) == "post-residual"]
     if layer not in blocks:
-        raise ValueError(f"layer: expected a post-residual layer, such as {next(iter(blocks))}, got {layer!r}")
-    behind = list(blocks.values())[list(blocks).index(layer) + 1 :]
+        raise ValueError(f"layer: expected a post-residual layer, such as {blocks[0]}, got {layer!r}")
+    behind = map(model.get_submodule, blocks[blocks.index(layer) + 1 :])
     return nn.Sequential(*behind, model.avgpool, nn.Flatten(1), model.fc)

@@ -2,7 +2,7 @@
 
 All objectives share what is not theirs: a seed's initial backbone and order of batches, and, where their views are the same,
 the views. Some train an extra module beside the network (a predictor, a classifier on a middle layer) or keep an average of
-its weights; both are dropped when training ends.
+its weights; both are dropped when training ends. Losses are computed in their inputs' precision, for which half is too low.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,104 +22,8 @@ from repsim import models
 TAU = 0.99  # of BYOL's target at the start of training (Grill et al. 2020 for few epochs), 1 at its end
 
 
-def at_least_float32(x: Any) -> Any:
-    """Floating-point numbers in at least float32, as a softmax over similarities is unreliable in half precision."""
-    return x.float() if isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def in_full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The loss, a scalar, of its tensors in at least float32, also where the caller has turned autocast on."""
-
-    @wraps(loss)
-    def outside_autocast(*inputs: Any, **settings: Any) -> Tensor:
-        with torch.autocast(inputs[0].device.type, enabled=False):
-            return loss(*map(at_least_float32, inputs), **settings)
-
-    return outside_autocast
-
-
-def _check_pair(a: Tensor, b: Tensor, names: str = "za, zb") -> None:
-    if a.ndim != 2 or a.shape != b.shape or len(a) < 2:
-        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
-        raise ValueError(f"{names}: expected two views of the same n >= 2 images, both (n, d), got {shapes}")
-
-
-@in_full_precision
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of logits (n, classes) against labels (n,), in nats."""
-    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-        shapes = f"{tuple(logits.shape)} and {tuple(labels.shape)}"
-        raise ValueError(f"logits, labels: expected (n, classes) and (n,), got {shapes}")
-    return F.cross_entropy(logits, labels)
-
-
-@in_full_precision
-def nt_xent(za: Tensor, zb: Tensor, temperature: float = 0.5) -> Tensor:
-    """Normalised temperature-scaled cross-entropy (Chen et al. 2020, equation 1), in nats.
-
-    Row i of `za` and row i of `zb`, both (n, d), are embeddings of two views of image i. For each of the 2n views the
-    other view of its image is the positive among the 2n - 1 others: log(2n - 1) when all embeddings are equal.
-    """
-    similarity, positive = _similarities(za, zb, temperature)
-    return F.cross_entropy(similarity, positive)
-
-
-@in_full_precision
-def supcon(za: Tensor, zb: Tensor, labels: Tensor, temperature: float = 0.5) -> Tensor:
-    """Supervised contrastive loss (Khosla et al. 2020, L_out, equation 2), in nats.
-
-    As `nt_xent`, with every other view of the same class as a positive; the mean over positives is outside the logarithm.
-    With labels (n,) that all differ it is `nt_xent`.
-    """
-    same, (similarity, _) = _same(za, labels), _similarities(za, zb, temperature)
-    same.fill_diagonal_(False)
-    log_p = similarity.log_softmax(dim=1)
-    return -(log_p.masked_fill(~same, 0).sum(1) / same.sum(1)).mean()
-
-
-@in_full_precision
-def nscl(za: Tensor, zb: Tensor, labels: Tensor, temperature: float = 0.5) -> Tensor:
-    """NT-Xent whose negatives are of other classes only (Luthra et al. 2025, "negatives-only supervised"), in nats.
-
-    The positive is the image's other view, as in `nt_xent`, which it is where labels (n,) all differ; 0 where all are equal.
-    """
-    same, (similarity, positive) = _same(za, labels), _similarities(za, zb, temperature)
-    same[torch.arange(len(same), device=same.device), positive] = False
-    return F.cross_entropy(similarity.masked_fill(same, float("-inf")), positive)
-
-
-@in_full_precision
-def negative_cosine(p: Tensor, t: Tensor) -> Tensor:
-    """Mean 2 - 2 cos of the rows of p and t, both (n, d): 0 to 4 (Grill et al. 2020, equation 2: one direction of BYOL)."""
-    _check_pair(p, t, "p, t")
-    return (2 - 2 * F.cosine_similarity(p, t)).mean()
-
-
-@in_full_precision
-def barlow_twins(za: Tensor, zb: Tensor) -> Tensor:
-    """Redundancy reduction (Zbontar et al. 2021, equation 1): how far the views' cross-correlation (d, d) is from identity.
-
-    The squares of its diagonal's distance from 1 are summed, and 0.005 times those of all other entries. Every dimension is
-    standardised over the batch as by a batch norm (biased variance plus 1e-5).
-    """
-    _check_pair(za, zb)
-    za, zb = (F.batch_norm(z, None, None, training=True) for z in (za, zb))
-    squares = (za.T @ zb / len(za) - torch.eye(za.shape[1], dtype=za.dtype, device=za.device)).square()
-    return squares.trace() + 5e-3 * (squares.sum() - squares.trace())
-
-
-@in_full_precision
-def vicreg(za: Tensor, zb: Tensor) -> Tensor:
-    """Variance-invariance-covariance regularisation (Bardes et al. 2022, equation 6, weights 25, 25, 1), of embeddings (n, d).
-
-    Invariance is the mean square of za - zb; variance a hinge that asks each dimension for a standard deviation of 1, averaged
-    over the two views as the authors' code has it; covariance the squares off the diagonal, over d, of both views.
-    """
-    _check_pair(za, zb)
-    spread = sum(F.relu(1 - (z.var(0) + 1e-4).sqrt()).mean() for z in (za, zb)) / 2
-    squares = [torch.cov(z.T).reshape(z.shape[1], -1).square() for z in (za, zb)]
-    redundancy = sum(s.sum() - s.trace() for s in squares) / za.shape[1]
-    return 25.0 * F.mse_loss(za, zb) + 25.0 * spread + redundancy
+def at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _similarities(za: Tensor, zb: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -133,13 +37,88 @@ def _similarities(za: Tensor, zb: Tensor, temperature: float) -> tuple[Tensor, T
     return similarity, torch.arange(2 * n, device=z.device).roll(n)
 
 
-def _same(za: Tensor, labels: Tensor) -> Tensor:
+def _same_class(za: Tensor, labels: Tensor) -> Tensor:
     """Whether two of the 2n views are of one class, (2n, 2n)."""
     if labels.shape != za.shape[:1] or labels.is_floating_point():
         got = f"{labels.dtype} of {tuple(labels.shape)}"
         raise ValueError(f"labels: expected whole numbers of shape {tuple(za.shape[:1])}, got {got}")
-    labels = labels.repeat(2)
-    return labels[:, None] == labels
+    return labels.repeat(2)[:, None] == labels.repeat(2)
+
+
+def _check_pair(a: Tensor, b: Tensor, names: str = "za, zb") -> None:
+    if a.ndim != 2 or a.shape != b.shape or len(a) < 2:
+        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
+        raise ValueError(f"{names}: expected two views of the same n >= 2 images, both (n, d), got {shapes}")
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of logits (n, classes) against labels (n,), in nats."""
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        shapes = f"{tuple(logits.shape)} and {tuple(labels.shape)}"
+        raise ValueError(f"logits, labels: expected (n, classes) and (n,), got {shapes}")
+    return F.cross_entropy(logits, labels)
+
+
+def nt_xent(za: Tensor, zb: Tensor, temperature: float = 0.5) -> Tensor:
+    """Normalised temperature-scaled cross-entropy (Chen et al. 2020, equation 1), in nats.
+
+    Row i of `za` and row i of `zb`, both (n, d), are embeddings of two views of image i. For each of the 2n views the
+    other view of its image is the positive among the 2n - 1 others: log(2n - 1) when all embeddings are equal.
+    """
+    similarity, positive = _similarities(za, zb, temperature)
+    return F.cross_entropy(similarity, positive)
+
+
+def supcon(za: Tensor, zb: Tensor, labels: Tensor, temperature: float = 0.5) -> Tensor:
+    """Supervised contrastive loss (Khosla et al. 2020, L_out, equation 2), in nats.
+
+    As `nt_xent`, with every other view of the same class as a positive; the mean over positives is outside the logarithm.
+    With labels (n,) that all differ it is `nt_xent`.
+    """
+    same, (similarity, _) = _same_class(za, labels).fill_diagonal_(False), _similarities(za, zb, temperature)
+    log_p = similarity.log_softmax(dim=1)
+    return -(log_p.masked_fill(~same, 0).sum(1) / same.sum(1)).mean()
+
+
+def nscl(za: Tensor, zb: Tensor, labels: Tensor, temperature: float = 0.5) -> Tensor:
+    """NT-Xent whose negatives are of other classes only (Luthra et al. 2025, "negatives-only supervised"), in nats.
+
+    The positive is the image's other view, as in `nt_xent`, which it is where labels (n,) all differ; 0 where all are equal.
+    """
+    same, (similarity, positive) = _same_class(za, labels), _similarities(za, zb, temperature)
+    same[torch.arange(len(same), device=same.device), positive] = False
+    return F.cross_entropy(similarity.masked_fill(same, float("-inf")), positive)
+
+
+def negative_cosine(p: Tensor, t: Tensor) -> Tensor:
+    """Mean 2 - 2 cos of the rows of p and t, both (n, d): 0 to 4 (Grill et al. 2020, equation 2: one direction of BYOL)."""
+    _check_pair(p, t, "p, t")
+    return (2 - 2 * F.cosine_similarity(p, t)).mean()
+
+
+def barlow_twins(za: Tensor, zb: Tensor) -> Tensor:
+    """Redundancy reduction (Zbontar et al. 2021, equation 1): how far the views' cross-correlation (d, d) is from identity.
+
+    The squares of its diagonal's distance from 1 are summed, and 0.005 times those of all other entries. Every dimension is
+    standardised over the batch as by a batch norm (biased variance plus 1e-5).
+    """
+    _check_pair(za, zb)
+    za, zb = (F.batch_norm(z, None, None, training=True) for z in (za, zb))
+    squares = (za.T @ zb / len(za) - torch.eye(za.shape[1], dtype=za.dtype, device=za.device)).square()
+    return squares.trace() + 5e-3 * (squares.sum() - squares.trace())
+
+
+def vicreg(za: Tensor, zb: Tensor) -> Tensor:
+    """Variance-invariance-covariance regularisation (Bardes et al. 2022, equation 6, weights 25, 25, 1), of embeddings (n, d).
+
+    Invariance is the mean square of za - zb; variance a hinge that asks each dimension for a standard deviation of 1, averaged
+    over the two views as the authors' code has it; covariance the squares off the diagonal, over d, of both views.
+    """
+    _check_pair(za, zb)
+    spread = sum(F.relu(1 - (z.var(0) + 1e-4).sqrt()).mean() for z in (za, zb)) / 2
+    squares = [torch.cov(z.T).reshape(z.shape[1], -1).square() for z in (za, zb)]
+    redundancy = sum(s.sum() - s.trace() for s in squares) / za.shape[1]
+    return 25.0 * F.mse_loss(za, zb) + 25.0 * spread + redundancy
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,9 +137,8 @@ class BatchOutputs:
 class Objective:
     """What a network is trained for: its head, the views it sees, and the loss of its outputs, one per view."""
 
-    title: str
-    head: str
-    views: str
+    head: str  # "linear" or "projection"
+    views: str  # one of augment.VIEWS
     loss: Callable[[BatchOutputs], Tensor]
     n_views: int = 1
     random_labels: bool = False
@@ -168,9 +146,7 @@ class Objective:
     rotated: bool = False  # every view by a random number of quarter turns, 0 to 3, which is its label
     # (settings, n, classes) -> a module of n inputs, the channels of `layer` or the network's outputs, trained beside it
     extra_module: Callable[[Any, int, int], nn.Module] | None = None
-    layer: str | None = (
-        None  # the layer or module path ("layer3": the end of stage 3) whose pooled features the loss reads
-    )
+    layer: str | None = None  # the layer or module ("layer3": the end of stage 3) whose pooled features the loss reads
     ema_copy: bool = False  # keep a copy of the network whose weights follow by moving average, as BYOL's target does
 
 
@@ -183,15 +159,10 @@ def _nt_xent(batch: BatchOutputs) -> Tensor:
     return nt_xent(*batch.outputs, batch.settings.temperature)
 
 
-def _of_classes(loss: Callable[..., Tensor], batch: BatchOutputs) -> Tensor:
-    return loss(*batch.outputs, batch.labels, batch.settings.temperature)
-
-
 def _byol(batch: BatchOutputs) -> Tensor:
     """Each view's prediction of the target's other view, both directions summed; one batch norm over both, as in the head."""
     a, b = batch.extra_module(torch.cat(batch.outputs)).chunk(2)
-    target_a, target_b = batch.targets
-    return negative_cosine(a, target_b) + negative_cosine(b, target_a)
+    return negative_cosine(a, batch.targets[1]) + negative_cosine(b, batch.targets[0])
 
 
 def _nt_xent_and_classes(batch: BatchOutputs) -> Tensor:
@@ -206,10 +177,6 @@ def _classes_and_nt_xent(batch: BatchOutputs) -> Tensor:
     return cross_entropy(batch.outputs[0], batch.labels) + nt_xent(a, b, batch.settings.temperature)
 
 
-def _predictor(settings: Any, n: int, classes: int) -> nn.Module:
-    return models.projection_head(n, 4 * n, n)
-
-
 def _projector(settings: Any, n: int, classes: int) -> nn.Module:
     return models.projection_head(n, settings.hidden or n, settings.projection)
 
@@ -218,39 +185,33 @@ def _classifier(settings: Any, n: int, classes: int) -> nn.Module:
     return nn.Linear(n, classes)
 
 
-_supervised = partial(Objective, head="linear", views="simclr", loss=_cross_entropy)
-_contrastive = partial(Objective, head="projection", views="simclr", n_views=2)
-_with_classes = partial(_contrastive, loss=_nt_xent_and_classes, extra_module=_classifier)
+_supervised = partial(Objective, "linear", loss=_cross_entropy)
+_contrastive = partial(Objective, "projection", "simclr", n_views=2)
 
 # Barlow Twins and VICReg are sums over dimensions, written for LARS, which does not feel their scale. SGD does: Barlow
 # Twins' is multiplied by 0.1, as in solo-learn's recipe for CIFAR-10 (da Costa et al. 2022), VICReg's by 1/25.
 
 OBJECTIVES: Mapping[str, Objective] = {
-    "sl": _supervised("supervised (cross-entropy)", views="supervised", base="sl"),
-    "simclr": _contrastive("SimCLR (NT-Xent)", loss=_nt_xent),
-    "untrained": _supervised("untrained", views="none", base="sl"),
-    # controls
-    "sl_simclr_views": _supervised("supervised on one of SimCLR's views", base="sl"),
-    "random_labels": _supervised("supervised on shuffled labels", views="supervised", random_labels=True, base="sl"),
+    "sl": _supervised("supervised", base="sl"),
+    "simclr": _contrastive(_nt_xent),
+    "untrained": _supervised("none", base="sl"),
+    # controls: on one of SimCLR's views; with shuffled labels
+    "sl_simclr_views": _supervised("simclr", base="sl"),
+    "random_labels": _supervised("supervised", base="sl", random_labels=True),
     # between SL and SimCLR, all on SimCLR's two views
-    "ce_views": _supervised("cross-entropy on both of SimCLR's views", n_views=2),
-    "supcon": _contrastive("supervised contrastive (SupCon)", loss=partial(_of_classes, supcon)),
-    "nscl": _contrastive("NT-Xent, negatives of other classes only (NSCL)", loss=partial(_of_classes, nscl)),
+    "ce_views": _supervised("simclr", n_views=2),
+    "supcon": _contrastive(lambda batch: supcon(*batch.outputs, batch.labels, batch.settings.temperature)),
+    "nscl": _contrastive(lambda batch: nscl(*batch.outputs, batch.labels, batch.settings.temperature)),
     # other families of self-supervision
-    "byol": _contrastive("BYOL", loss=_byol, extra_module=_predictor, ema_copy=True),
-    "barlow": _contrastive("Barlow Twins", loss=lambda batch: 0.1 * barlow_twins(*batch.outputs)),
-    "vicreg": _contrastive("VICReg", loss=lambda batch: vicreg(*batch.outputs) / 25),
-    "rotation": _supervised("rotation prediction", views="supervised", rotated=True),
-    # auxiliary tasks: a second loss, of a middle layer or of the embeddings (chapter 08)
-    "simclr_sl_middle": _with_classes("SimCLR, with cross-entropy at the end of stage 3", layer="layer3"),
-    "simclr_sl_top": _with_classes("SimCLR, with cross-entropy at the pool", layer="pool"),
-    "sl_simclr_middle": _supervised(
-        "supervised on one of SimCLR's views, with NT-Xent at the end of stage 3",
-        loss=_classes_and_nt_xent,
-        n_views=2,
-        base="sl",
-        extra_module=_projector,
-        layer="layer3",
+    "byol": _contrastive(_byol, extra_module=lambda _, n, classes: models.projection_head(n, 4 * n, n), ema_copy=True),
+    "barlow": _contrastive(lambda batch: 0.1 * barlow_twins(*batch.outputs)),
+    "vicreg": _contrastive(lambda batch: vicreg(*batch.outputs) / 25),
+    "rotation": _supervised("supervised", rotated=True),
+    # auxiliary tasks (chapter 08): cross-entropy at the end of SimCLR's stage 3 or at its pool; NT-Xent at the end of SL's stage 3
+    "simclr_sl_middle": _contrastive(_nt_xent_and_classes, extra_module=_classifier, layer="layer3"),
+    "simclr_sl_top": _contrastive(_nt_xent_and_classes, extra_module=_classifier, layer="pool"),
+    "sl_simclr_middle": Objective(
+        "linear", "simclr", _classes_and_nt_xent, n_views=2, base="sl", extra_module=_projector, layer="layer3"
     ),
 }
 

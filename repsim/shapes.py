@@ -1,7 +1,5 @@
 """The embedded image set: ten shapes, whose every other property is known.
 
-    images, labels, factors = draw(2000, seed=0, context=0.8)
-
 The class is the shape. Position, scale, rotation, colours and noise are independent of it; the background texture goes with
 it in a fraction `context` of the images, as natural objects come with contexts. Textures are turned and shifted at random, so
 that a linear classifier of the pixels does badly and a small ResNet does well. Only correctly rounded operations (+ - * / sqrt
@@ -21,9 +19,8 @@ from torch import Tensor
 from repsim import store
 
 
-def _disc(x: Tensor, y: Tensor, radius: float, at: tuple[float, float] = (0.0, 0.0)) -> Tensor:
-    dx, dy = x - at[0], y - at[1]
-    return (dx * dx + dy * dy).sqrt() - radius
+def _disc(x: Tensor, y: Tensor, radius: float) -> Tensor:
+    return (x * x + y * y).sqrt() - radius
 
 
 def _box(x: Tensor, y: Tensor, a: float, b: float) -> Tensor:
@@ -37,23 +34,22 @@ def _sides(x: Tensor, y: Tensor, n: int, distance: float) -> Tensor:
 
 
 def _heart(x: Tensor, y: Tensor) -> Tensor:
-    s = 0.48
-    a, b = (y + x) * math.sqrt(0.5) + 0.15, (y - x) * math.sqrt(0.5) + 0.15  # a square on its corner, and two discs
-    lobes = torch.minimum(_disc(a, b, s, (s, 0.0)), _disc(a, b, s, (0.0, s)))
-    return torch.minimum(_box(a, b, s, s), lobes)
+    """A square on its corner, and two discs."""
+    a, b = (y + x) * math.sqrt(0.5) + 0.15, (y - x) * math.sqrt(0.5) + 0.15
+    lobes = torch.minimum(_disc(a - 0.48, b, 0.48), _disc(a, b - 0.48, 0.48))
+    return torch.minimum(_box(a, b, 0.48, 0.48), lobes)
 
 
 # Signed distance (negative inside; a lower bound beyond corners) from an outline of about unit radius, y upwards.
 OUTLINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "disc": lambda x, y: _disc(x, y, 0.85),
     "ring": lambda x, y: _disc(x, y, 0.68).abs() - 0.22,
-    "crescent": lambda x, y: torch.maximum(_disc(x, y, 0.95), -_disc(x, y, 0.8, (0.5, 0.0))),
+    "crescent": lambda x, y: torch.maximum(_disc(x, y, 0.95), -_disc(x - 0.5, y, 0.8)),
     "heart": _heart,
     "triangle": lambda x, y: _sides(x, y, 3, 0.52).amax(0),
     "square": lambda x, y: _box(x, y, 0.74, 0.74),
     "cross": lambda x, y: torch.minimum(_box(x, y, 0.95, 0.3), _box(x, y, 0.3, 0.95)),
-    # within at least four of a pentagram's five lines
-    "star": lambda x, y: _sides(x, -y, 5, 0.34).topk(2, dim=0).values[1],
+    "star": lambda x, y: _sides(x, -y, 5, 0.34).topk(2, dim=0).values[1],  # within four of a pentagram's five lines
     "hourglass": lambda x, y: torch.maximum(y.abs() - 0.9, (x.abs() - y.abs() - 0.1) * math.sqrt(0.5)),
     "chevron": lambda x, y: torch.maximum(((y - x.abs() + 0.35) * math.sqrt(0.5)).abs() - 0.3, x.abs() - 0.85),
 }
@@ -80,8 +76,7 @@ BACKGROUNDS = tuple((texture, frequency) for frequency in (0.6, 1.1, 1.9) for te
 def _colour(hue: Tensor, saturation: float) -> Tensor:
     """Hue (n, 1, 1) in [0, 1) -> RGB (n, 3, 1, 1), brightest channel 1."""
     thirds = torch.tensor([0.0, 4.0, 2.0])[:, None, None]
-    pure = (((hue[:, None] * 6 + thirds) % 6 - 3).abs() - 1).clamp(0, 1)
-    return (1 - saturation) + saturation * pure
+    return (1 - saturation) + saturation * (((hue[:, None] * 6 + thirds) % 6 - 3).abs() - 1).clamp(0, 1)
 
 
 def draw_factors(labels: Tensor, generator: torch.Generator, context: float = 0.0) -> pd.DataFrame:
@@ -90,67 +85,56 @@ def draw_factors(labels: Tensor, generator: torch.Generator, context: float = 0.
     Lengths are in half images, intensities 0 to 1. With probability `context` an image has the background that its class,
     `labels` (n,), prefers, otherwise any of BACKGROUNDS. Another `context` changes those backgrounds and no other draw.
     """
-    u = torch.rand(len(labels), 12, generator=generator, dtype=torch.float64).numpy()
-
-    def between(i: int, low: float, high: float) -> np.ndarray:
-        return low + (high - low) * u[:, i]
-
-    background = np.where(u[:, 10] < context, labels.numpy(), (u[:, 6] * len(BACKGROUNDS)).astype(int))
+    u = torch.rand(len(labels), 12, generator=generator, dtype=torch.float64).numpy().T
+    background = np.where(u[10] < context, labels.numpy(), (u[6] * len(BACKGROUNDS)).astype(int))
     textures, frequencies = (np.array(values)[background] for values in zip(*BACKGROUNDS))
-    return pd.DataFrame(
-        {
-            "x": between(0, -0.35, 0.35),  # of the centre, to the right
-            "y": between(1, -0.35, 0.35),  # upwards
-            "scale": between(2, 0.45, 0.75),  # the radius
-            "rotation": between(3, -40, 40),  # degrees, anticlockwise
-            "foreground_hue": u[:, 4],  # period 1
-            "background_hue": u[:, 5],
-            "texture": textures,
-            "texture_frequency": frequencies * between(11, 0.8, 1.2),  # 1 is about 2 periods
-            "texture_angle": between(7, 0, 180),  # degrees, period 180
-            "texture_phase": between(8, 0, 2),  # a shift, at frequency 1
-            "noise": between(9, 0, 0.22),  # standard deviation
-        }
-    )
+    factors = {
+        "x": 0.7 * u[0] - 0.35,  # of the centre, to the right
+        "y": 0.7 * u[1] - 0.35,  # upwards
+        "scale": 0.45 + (0.75 - 0.45) * u[2],  # the radius, 0.45 to 0.75
+        "rotation": 80 * u[3] - 40,  # degrees, anticlockwise
+        "foreground_hue": u[4],  # period 1
+        "background_hue": u[5],
+        "texture": textures,
+        "texture_frequency": frequencies * (0.8 + (1.2 - 0.8) * u[11]),  # 0.8 to 1.2 times; 1 is about 2 periods
+        "texture_angle": 180 * u[7],  # degrees, period 180
+        "texture_phase": 2 * u[8],  # a shift, at frequency 1
+        "noise": 0.22 * u[9],  # standard deviation
+    }
+    return pd.DataFrame(factors)
 
 
-def render(
-    factors: pd.DataFrame, labels: Tensor, size: int, generator: torch.Generator, saturation: float = 1.0
-) -> Tensor:
-    """Embedded images uint8 (n, 3, size, size) of these factors; the generator gives the noise only."""
+def _turned(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+    """Coordinates along and across axes that are turned anticlockwise by angles in degrees, float64 (n, 1, 1)."""
+    cos, sin = angle.deg2rad().cos().float(), angle.deg2rad().sin().float()
+    return x * cos + y * sin, y * cos - x * sin
+
+
+def render(factors: pd.DataFrame, labels: Tensor, size: int, noise: torch.Generator, saturation: float = 1) -> Tensor:
+    """Embedded images uint8 (n, 3, size, size) of these factors."""
     images = torch.empty(len(factors), 3, size, size, dtype=torch.uint8)
-    kinds = torch.tensor(factors["texture"].map(TEXTURES.index).to_list())
-    value = {name: torch.tensor(factors[name].to_list(), dtype=torch.float64) for name in factors if name != "texture"}
-    for angle in ("rotation", "texture_angle"):
-        value[f"{angle}_cos"], value[f"{angle}_sin"] = value[angle].deg2rad().cos(), value[angle].deg2rad().sin()
-    value = {name: column.float()[:, None, None] for name, column in value.items()}
-    grid = (torch.arange(size, dtype=torch.float32) + 0.5) * (2 / size) - 1
-    right, up = grid[None, None, :], -grid[None, :, None]
-
-    for start in range(0, len(factors), 1000):  # bounds the memory
-        part = {name: column[start : start + 1000] for name, column in value.items()}
-        n = len(part["x"])
-        a, b = (right - part["x"]) / part["scale"], (up - part["y"]) / part["scale"]
-        x, y = a * part["rotation_cos"] + b * part["rotation_sin"], b * part["rotation_cos"] - a * part["rotation_sin"]
-        along = right * part["texture_angle_cos"] + up * part["texture_angle_sin"]
-        across = right * part["texture_angle_sin"] - up * part["texture_angle_cos"]
-        u, v = (axis * part["texture_frequency"] + part["texture_phase"] for axis in (along, across))
-        outline, texture = torch.empty(n, size, size), torch.empty(n, size, size)
-        for label, distance in enumerate(OUTLINES.values()):
-            i = labels[start : start + n] == label
-            outline[i] = distance(x[i], y[i])
-        for kind, pattern in enumerate(PATTERNS.values()):
-            i = kinds[start : start + n] == kind
-            texture[i] = pattern(u[i], v[i])
+    right = ((torch.arange(size) + 0.5) * (2 / size) - 1).expand(1, 1, -1)
+    up = -right.mT
+    for start in range(0, len(factors), 100):  # bounds the memory
+        rows = slice(start, start + 100)
+        columns = factors[rows].drop(columns="texture").items()
+        exact = {name: torch.tensor(column.to_numpy(float))[:, None, None] for name, column in columns}
+        value, n = {name: column.float() for name, column in exact.items()}, range(len(factors[rows]))
+        x, y = (right - value["x"]) / value["scale"], (up - value["y"]) / value["scale"]
+        x, y = _turned(x, y, exact["rotation"])
+        u, v = _turned(right, up, exact["texture_angle"])
+        u, v = (axis * value["texture_frequency"] + value["texture_phase"] for axis in (u, -v))
+        outline = torch.stack([distance(x, y) for distance in OUTLINES.values()])[labels[rows], n]
+        patterns = {name: pattern(u, v) for name, pattern in PATTERNS.items()}
+        texture = torch.stack([patterns[name][i] for i, name in enumerate(factors["texture"][rows])])
         # The fraction of a pixel that is covered, from the distance in pixels: anti-aliasing.
-        cover = (0.5 - outline * part["scale"] * (size / 2)).clamp(0, 1)[:, None]
-        foreground, ground = (_colour(part[f"{name}_hue"], 0.6 * saturation) for name in ("foreground", "background"))
+        cover = (0.5 - outline * value["scale"] * (size / 2)).clamp(0, 1)[:, None]
+        foreground, ground = (_colour(value[f"{part}_hue"], 0.6 * saturation) for part in ("foreground", "background"))
         ground = ground * (0.48 * (1 + 0.65 * texture))[:, None]
-        picture = ground + (foreground - ground) * cover
-        noise = torch.rand(n, 2, 3, size, size, generator=generator)
-        deviation = part["noise"][:, None] * math.sqrt(6)  # the difference of two uniform draws has a variance of 1/6
-        picture = picture + (noise[:, 0] - noise[:, 1]) * deviation
-        images[start : start + n] = (picture * 255).round().clamp(0, 255).byte()
+        draws = torch.rand(len(n), 2, 3, size, size, generator=noise)  # the difference of two has a variance of 1/6
+        deviation = value["noise"][:, None] * math.sqrt(6)
+        picture = ground + (foreground - ground) * cover + (draws[:, 0] - draws[:, 1]) * deviation
+        images[rows] = (picture * 255).round().clamp(0, 255).byte()
     return images
 
 

@@ -36,12 +36,12 @@ def work(folder: Path, fail: bool = False) -> dict:
         results = {"weights": trained.model.state_dict(), "history": trained.history, "found": found.model.state_dict()}
         for objective in ("sl", "simclr"):
             settings = train.Settings(objective=objective, **SETTINGS)
-            model = settings.build(10)
-            network, rows = distributed.data_parallel(model, torch.device("cpu")), distributed.rows_of_rank(16)
-            key = (0, "views", 0)
-            loss = train.step_loss(network, images.train.images[:16], images.train.labels[:16], settings, key, rows)
+            trainee = train.Trainee(settings, 10)
+            network = distributed.data_parallel(trainee.model, torch.device("cpu"))
+            loss = trainee.loss(images.train.images[:16], images.train.labels[:16], (0, "views", 0), network)
             loss.backward()
-            results[objective] = {name: p.grad for name, p in model.named_parameters()} | {"loss": loss.detach()}
+            gradients = {name: p.grad for name, p in trainee.model.named_parameters()}
+            results[objective] = gradients | {"loss": loss.detach()}
         return results
     finally:
         train.Settings.build, augment.VIEWS, train.learning_rate = build, views, rate

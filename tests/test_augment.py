@@ -136,7 +136,7 @@ def test_the_supervised_view_is_a_shifted_and_perhaps_mirrored_crop(images):
     assert len(found) > 15 and len({f for _, _, f in found}) == 2
 
 
-@pytest.mark.parametrize("name", ["supervised", "simclr", "crop", "jitter"])
+@pytest.mark.parametrize("name", ["supervised", "simclr"])
 def test_each_image_has_its_own_draw_and_the_state_decides(name, images):
     view = augment.VIEWS[name]
     same = images[:1].expand(24, -1, -1, -1)
@@ -150,10 +150,11 @@ def test_each_image_has_its_own_draw_and_the_state_decides(name, images):
 
 
 def test_without_strength_a_view_is_the_image(images):
-    still = {"scale": (1, 1), "flip": 0, "jitter": (0, 0, 0, 0), "grayscale_p": 0}
+    still = {"scale": (1, 1), "jitter": (0, 0, 0, 0), "grayscale_p": 0}
     x = data.as_input(images)
-    assert torch.allclose(augment.simclr(images, store.generator(0), **still, jitter_p=0), x, rtol=0, atol=1e-6)
-    assert torch.allclose(augment.simclr(images, store.generator(0), **still), x, rtol=0, atol=1e-5)  # through HSV
+    views = augment.simclr(images, store.generator(0), **still)
+    flipped = (views - x).abs().amax((1, 2, 3)) > 1e-5  # through HSV
+    assert 4 < flipped.sum() < 20 and torch.allclose(views[flipped], x[flipped].flip(-1), rtol=0, atol=1e-5)
     assert torch.equal(augment.VIEWS["none"](images, store.generator(0)), x)
 
 
@@ -183,17 +184,6 @@ def test_views_leave_the_images_alone_and_keep_their_shape(name, images):
     assert augment.VIEWS[name](wide[:1], store.generator(0)).shape == (1, 3, 20, 32)
 
 
-def test_single_augmentations_do_what_their_names_say(images):
-    wide = images[..., :20, :]
-    assert torch.allclose(
-        augment.VIEWS["flip"](wide, store.generator(0)), data.as_input(wide).flip(-1), rtol=0, atol=1e-6
-    )
-    grey = augment.VIEWS["grayscale"](images, store.generator(0))
-    assert torch.equal(grey[:, 0], grey[:, 2])
-    expected = TF.rgb_to_grayscale(images.float() / 255)
-    assert torch.allclose(grey[:, :1] * 0.25 + 0.5, expected, atol=1e-5)
-
-
 def test_a_share_of_the_views_is_grey(images):
     many = images.repeat(40, 1, 1, 1)
     views = augment.simclr(many, store.generator("grey"))
@@ -214,7 +204,6 @@ def test_a_share_of_the_views_is_grey(images):
         ({"scale": (0.5, 0.2)}, ValueError, "scale"),
         ({"scale": (0.5,)}, ValueError, "scale"),
         ({"jitter": (0.4, 0.4, 0.4)}, ValueError, "jitter"),
-        ({"flip": 1.5}, ValueError, "flip: .*1.5"),
         ({"jitter": (2, 0, 0, 0)}, ValueError, "jitter"),
         ({"jitter": (0, 0, 0, 0.6)}, ValueError, "jitter"),
         ({"grayscale_p": -0.1}, ValueError, "grayscale_p"),

@@ -49,22 +49,6 @@ def test_equal_seeds_share_the_backbone_whatever_the_head_and_the_global_generat
     assert not torch.equal(one.conv1.weight, other.conv1.weight)
 
 
-@pytest.mark.parametrize(
-    "options, names",
-    [
-        ({"architecture": "vgg"}, "architecture: .*'vgg'"),
-        ({"width": 6}, "width: .*6"),
-        ({"stem": "large"}, "stem: .*'large'"),
-        ({"head": "none"}, "head: .*'none'"),
-        ({"outputs": 0}, "outputs"),
-        ({"head": "projection", "hidden": 0}, "hidden"),
-    ],
-)
-def test_unusable_arguments_are_named(options, names):
-    with pytest.raises(ValueError, match=names):
-        models.build(**options)
-
-
 def test_layer_names_exist_for_resnets_only():
     with pytest.raises(TypeError, match="Linear.*module paths"):
         models.layer_names(torch.nn.Linear(2, 2))

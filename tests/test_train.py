@@ -23,14 +23,15 @@ def weights(trained):
 
 
 def stop_at(step, images, folder, monkeypatch, settings=SETTINGS):
-    """Train up to this step, with a checkpoint after every one, of which two are left; returns them, the newest first."""
+    """Train up to this step, with a checkpoint after every one; returns the last."""
     with monkeypatch.context() as patch:
         rate = train.learning_rate
         patch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
         patch.setattr(train, "learning_rate", lambda i, *rest: rate(i, *rest) if i < step else interrupt())
         with pytest.raises(KeyboardInterrupt):
             train.train(settings, images, folder, progress=False)
-    return sorted(folder.glob("*.checkpoint*"))
+    (checkpoint,) = folder.glob("*.checkpoint")
+    return checkpoint
 
 
 def interrupt():
@@ -82,7 +83,6 @@ def read_layer(step):
 @pytest.fixture(autouse=True)
 def reading(monkeypatch):
     made = objectives.Objective(
-        "reading",
         "projection",
         "simclr",
         read_layer,
@@ -114,7 +114,7 @@ def test_a_run_stopped_at_any_step_ends_with_the_same_bits(images, tmp_path, mon
     stop_at(stop, images, tmp_path, monkeypatch, settings)
     resumed = train.train(settings, images, tmp_path, progress=False)
     assert torch.equal(weights(resumed), weights(whole)) and resumed.history.equals(whole.history)
-    assert len(list(tmp_path.glob("*.checkpoint*"))) == 0
+    assert not list(tmp_path.glob("*.checkpoint"))
 
 
 def test_a_killed_process_resumes_to_the_same_bits(images, uninterrupted, tmp_path):
@@ -137,10 +137,10 @@ def test_a_killed_process_resumes_to_the_same_bits(images, uninterrupted, tmp_pa
     assert torch.equal(weights(resumed), weights(uninterrupted))
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(images, uninterrupted, tmp_path, monkeypatch):
-    newest, before = stop_at(4, images, tmp_path, monkeypatch)
-    newest.write_bytes(newest.read_bytes()[:-100])
-    with pytest.warns(UserWarning, match="going back to the checkpoint before"):
+def test_after_a_damaged_checkpoint_training_begins_anew(images, uninterrupted, tmp_path, monkeypatch):
+    checkpoint = stop_at(4, images, tmp_path, monkeypatch)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match="not a whole safetensors file.*training begins anew"):
         resumed = train.train(SETTINGS, images, tmp_path, progress=False)
     assert torch.equal(weights(resumed), weights(uninterrupted))
 
@@ -156,14 +156,6 @@ def test_damaged_weights_are_trained_again(images, uninterrupted, tmp_path):
     assert torch.equal(weights(again), weights(uninterrupted))
 
 
-def test_a_checkpoint_of_other_settings_is_refused(images, tmp_path, monkeypatch):
-    newest, _ = stop_at(4, images, tmp_path, monkeypatch)
-    other = dataclasses.replace(SETTINGS, temperature=0.2)
-    newest.rename(train.path(other, images, tmp_path).with_suffix(".checkpoint"))
-    with pytest.raises(ValueError, match="checkpoint of other settings"):
-        train.train(other, images, tmp_path, progress=False)
-
-
 def test_a_full_disk_is_said_and_the_checkpoint_before_stays(images, tmp_path, monkeypatch):
     save, calls = store.save_tensors, []
 
@@ -176,15 +168,15 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_stays(images, tmp_path, m
 
     monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(store, "save_tensors", full)
-    with pytest.raises(OSError, match="checkpoint of step 3 cannot be written.*No space left.*before is intact"):
+    with pytest.raises(OSError, match="No space left"):
         train.train(SETTINGS, images, tmp_path, progress=False)
-    (kept,) = tmp_path.glob("*.checkpoint*")
+    (kept,) = tmp_path.glob("*.checkpoint")
     assert store.load_tensors(kept)[1]["step"] == 2
 
 
 def test_divergence_stops_with_step_and_settings(images, tmp_path):
     settings = dataclasses.replace(SETTINGS, objective="sl", learning_rate=1e20)
-    with pytest.raises(train.Diverged, match="sl-0: the loss is (nan|inf) at step .*learning_rate.*1e.20"):
+    with pytest.raises(RuntimeError, match="sl-0: the loss is (nan|inf) at step .*learning_rate.*1e.20"):
         train.train(settings, images, tmp_path, progress=False)
     assert not list(tmp_path.glob("*.safetensors"))
 
@@ -218,14 +210,7 @@ def test_networks_of_one_seed_begin_with_the_same_backbone_and_see_the_same_view
             return seen[name][-1]
 
         monkeypatch.setitem(augment.VIEWS, "simclr", noted)
-        train.step_loss(
-            made[name].model,
-            images.train.images[:8],
-            images.train.labels[:8],
-            settings,
-            (0, "views", 0),
-            trainee=made[name],
-        )
+        made[name].loss(images.train.images[:8], images.train.labels[:8], (0, "views", 0))
     for name, trainee in made.items():
         ours = {k: v for k, v in trainee.model.named_parameters() if not k.startswith("fc")}
         theirs = dict(made["simclr"].model.named_parameters())
@@ -256,12 +241,10 @@ def test_features_of_a_layer_are_its_means_before_later_layers_write_over_them(i
         handle = model.get_submodule(path).register_forward_hook(
             lambda m, a, out, t=taken: t.append(out.detach().clone())
         )
-        with train._pooled(model, layer) as found:
-            model(x)
+        _, found = train._pooled(model, x, layer)
         handle.remove()
-        assert torch.allclose(found[0], taken[0].flatten(2).mean(2) if taken[0].ndim > 2 else taken[0], atol=1e-6), (
-            layer
-        )
+        expected = taken[0].flatten(2).mean(2) if taken[0].ndim > 2 else taken[0]
+        assert torch.allclose(found, expected, atol=1e-6), layer
 
 
 def test_rotation_turns_each_view_by_the_label_that_it_asks_for(images):
@@ -287,16 +270,18 @@ def test_learning_rate_warms_up_then_falls_to_zero():
     "options, named",
     [
         ({"objective": "guess"}, "objective: .*'guess'"),
-        ({"optimizer": "lars"}, "optimizer: expected sgd, got 'lars'"),
-        ({"precision": "fp16"}, "precision: expected auto, float32 or bfloat16, got 'fp16'"),
+        ({"optimizer": "lars"}, "optimizer: expected one of sgd, got 'lars'"),
+        ({"precision": "fp16"}, "precision: expected one of auto, float32, bfloat16, got 'fp16'"),
         ({"epochs": -1}, "epochs"),
         ({"epochs": 1.5}, "epochs: expected int, got 1.5"),
         ({"batch_size": 1}, "batch_size"),
-        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"learning_rate": 0.0}, r"learning_rate: expected a number in \(0, inf\), got 0.0"),
         ({"learning_rate": float("nan")}, "learning_rate"),
         ({"temperature": -1.0}, "temperature"),
         ({"momentum": 1.0}, "momentum"),
-        ({"width": 7}, "width: .*7"),
+        ({"width": 7}, r"width: expected a number in range\(4, 4097, 4\), got 7"),
+        ({"stem": "large"}, "stem: expected one of cifar, imagenet, got 'large'"),
+        ({"hidden": 0}, "hidden"),
         ({"architecture": "vit"}, "architecture: .*'vit'"),
     ],
 )
@@ -316,7 +301,7 @@ def test_the_strengths_of_simclrs_views_are_settings(images, tmp_path):
 
     def loss(objective, **strengths):
         settings = dataclasses.replace(SETTINGS, objective=objective, **strengths)
-        return train.step_loss(settings.build(10), batch, labels, settings, key).item()
+        return train.Trainee(settings, 10).loss(batch, labels, key).item()
 
     for strength in ({"crop": 1.0}, {"colour": 0.0}, {"hue": 0.5}, {"grayscale": 1.0}):
         assert loss("simclr", **strength) != loss("simclr") and loss("sl", **strength) == loss("sl")
