@@ -72,7 +72,7 @@ def compare(
     ids: Mapping[str, Sequence] | None = None,
     pixels: bool = False,
     layers: Layers | Mapping[str, Layers] = None,
-    reduction: Reduction = "none",
+    reduction: Reduction | Mapping[str, Reduction] = "none",
     estimators: Sequence[str] = ("unbiased",),
     leave_out: Tensor | Sequence[int] | None = None,
     batch_size: int = 128,
@@ -89,7 +89,7 @@ def compare(
     Args:
         models: name -> network, used on its device in eval mode and left as it was. Without any, features are compared.
         images: as for `repsim.taps.pooled`, in nearly equal batches of at most `batch_size` (`batch_size=n` gives the exact value
-            of the full sample); or a loader, read once, of whose batches those of fewer than 4 images have no HSIC.
+            of the full sample); or a loader, read once; its batches of fewer than 4 images are left out, with a warning.
         labels: classes (n,), whole numbers, or a row of numbers an image (n, c): the stream "labels". None takes them from a
             loader that has them, False leaves them out.
         views: name -> function of (images, generator), called once a batch, its result given to every network: the
@@ -98,7 +98,8 @@ def compare(
             that of its data set (the order of an IterableDataset cannot be checked).
         ids: names of features, or "images", -> n names of the images, which have to be the same in the same order.
         pixels: add the stream "pixels".
-        layers, reduction: as for `repsim.taps.pooled`; layers for all networks, or a mapping from every network to those.
+        layers: as for `repsim.taps.pooled`, for all networks, or a mapping from every network to those.
+        reduction: as for `repsim.taps.pooled`; "none" compares whole activation maps.
         estimators: "unbiased", "biased"; "rbf", which is unbiased with an RBF kernel for all but classes, its bandwidth that
             of the batch; "trimmed", unbiased without the images `leave_out`, positions in the order of the pass.
         folds: batch i belongs to fold i % folds; intervals come from leaving out each fold in turn.
@@ -137,11 +138,12 @@ def compare(
     exact_device = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
     taps.tune_allocator()
 
-    sums, tapped, stop = None, {}, 0
+    sums, tapped, stop, small = None, {}, 0, 0
     pieces = taps.batches(images, batch_size, least=4)
     for i, (x, y, count) in enumerate(tqdm(pieces, desc="compare", unit="batch", leave=False, disable=not progress)):
         start, stop = stop, stop + count
         if count < 4:  # which has no HSIC
+            small += count
             continue
         if (views or pixels) and not isinstance(x, Tensor):
             raise ValueError("views, pixels: expected batches of one tensor, got a dict; give its images alone")
@@ -171,6 +173,8 @@ def compare(
     result = Comparison.of(sums.row, hsic, sums.weights[used].cpu())
     if names := ", ".join("/".join(dict.fromkeys(source)) for source in result.undefined):
         warnings.warn(f"compare: undefined (NaN), being constant (self-HSIC not positive): {names}", stacklevel=3)
+    if small:
+        warnings.warn(f"compare: {small} images in batches of fewer than 4 are left out; use drop_last", stacklevel=3)
     if ordered := ", ".join(stream for stream, totals in sums.means.items() if means_differ(*totals)):
         problem = f"batches differ in their means beyond chance ({ordered}): the images seem sorted, as by class"
         remedy = "put them into one random order first, by images[torch.randperm(n)] or DataLoader(..., shuffle=True)"

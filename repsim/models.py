@@ -28,6 +28,7 @@ ARCHITECTURES: Mapping[str, tuple[type[nn.Module], tuple[int, int, int, int]]] =
 }
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 STEMS = {"cifar": (3, 1, 1), "imagenet": (7, 2, 3)}  # kernel size, stride and padding of the first convolution
+HEADS = ("linear", "projection")
 WIDTHS = range(4, 4097, 4)
 
 
@@ -84,8 +85,18 @@ def build(
     `width` is the channels of the first stage, a multiple of 4; torchvision's own networks have 64. The stem is "cifar" (3x3,
     stride 1, no pooling) or "imagenet" (7x7, stride 2, max pooling), the head "linear" (a classifier of `outputs` classes) or
     "projection" (onto `outputs` dimensions, with as many `hidden` units as the backbone has features if None). Backbones of
-    one seed are equal whatever their heads.
+    one seed are equal whatever their heads. Raises ValueError for another architecture, stem, head, or number.
     """
+    for name, value, known in (
+        ("architecture", architecture, ARCHITECTURES),
+        ("stem", stem, STEMS),
+        ("head", head, HEADS),
+    ):
+        if value not in known:
+            raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+    if width not in WIDTHS or min(outputs, 1 if hidden is None else hidden) < 1:
+        numbers = f"{width}, {outputs} and {hidden}"
+        raise ValueError(f"width, outputs, hidden: expected a multiple of 4 and positive numbers, got {numbers}")
     with torch.random.fork_rng(devices=[]):  # constructors draw from the global generator, which stays as it is
         torch.manual_seed(seed)
         model = ResNet(*ARCHITECTURES[architecture], width, stem)

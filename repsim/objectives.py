@@ -2,7 +2,7 @@
 
 All objectives share what is not theirs: a seed's initial backbone and order of batches, and, where their views are the same,
 the views. Some train an extra module beside the network (a predictor, a classifier on a middle layer) or keep an average of
-its weights; both are dropped when training ends. Losses are computed in their inputs' precision, for which half is too low.
+its weights; both are dropped when training ends.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -22,8 +22,19 @@ from repsim import models
 TAU = 0.99  # of BYOL's target at the start of training (Grill et al. 2020 for few epochs), 1 at its end
 
 
-def at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+def at_least_float32(x: Any) -> Any:
+    return x.float() if isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def in_full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The loss in at least float32, within autocast too: a softmax over similarities is unreliable in half precision."""
+
+    @wraps(loss)
+    def outside_autocast(*inputs: Any, **settings: Any) -> Tensor:
+        with torch.autocast(inputs[0].device.type, enabled=False):
+            return loss(*map(at_least_float32, inputs), **settings)
+
+    return outside_autocast
 
 
 def _similarities(za: Tensor, zb: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -51,6 +62,7 @@ def _check_pair(a: Tensor, b: Tensor, names: str = "za, zb") -> None:
         raise ValueError(f"{names}: expected two views of the same n >= 2 images, both (n, d), got {shapes}")
 
 
+@in_full_precision
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy of logits (n, classes) against labels (n,), in nats."""
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
@@ -59,6 +71,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels)
 
 
+@in_full_precision
 def nt_xent(za: Tensor, zb: Tensor, temperature: float = 0.5) -> Tensor:
     """Normalised temperature-scaled cross-entropy (Chen et al. 2020, equation 1), in nats.
 
@@ -69,6 +82,7 @@ def nt_xent(za: Tensor, zb: Tensor, temperature: float = 0.5) -> Tensor:
     return F.cross_entropy(similarity, positive)
 
 
+@in_full_precision
 def supcon(za: Tensor, zb: Tensor, labels: Tensor, temperature: float = 0.5) -> Tensor:
     """Supervised contrastive loss (Khosla et al. 2020, L_out, equation 2), in nats.
 
@@ -80,6 +94,7 @@ def supcon(za: Tensor, zb: Tensor, labels: Tensor, temperature: float = 0.5) -> 
     return -(log_p.masked_fill(~same, 0).sum(1) / same.sum(1)).mean()
 
 
+@in_full_precision
 def nscl(za: Tensor, zb: Tensor, labels: Tensor, temperature: float = 0.5) -> Tensor:
     """NT-Xent whose negatives are of other classes only (Luthra et al. 2025, "negatives-only supervised"), in nats.
 
@@ -90,12 +105,14 @@ def nscl(za: Tensor, zb: Tensor, labels: Tensor, temperature: float = 0.5) -> Te
     return F.cross_entropy(similarity.masked_fill(same, float("-inf")), positive)
 
 
+@in_full_precision
 def negative_cosine(p: Tensor, t: Tensor) -> Tensor:
     """Mean 2 - 2 cos of the rows of p and t, both (n, d): 0 to 4 (Grill et al. 2020, equation 2: one direction of BYOL)."""
     _check_pair(p, t, "p, t")
     return (2 - 2 * F.cosine_similarity(p, t)).mean()
 
 
+@in_full_precision
 def barlow_twins(za: Tensor, zb: Tensor) -> Tensor:
     """Redundancy reduction (Zbontar et al. 2021, equation 1): how far the views' cross-correlation (d, d) is from identity.
 
@@ -108,6 +125,7 @@ def barlow_twins(za: Tensor, zb: Tensor) -> Tensor:
     return squares.trace() + 5e-3 * (squares.sum() - squares.trace())
 
 
+@in_full_precision
 def vicreg(za: Tensor, zb: Tensor) -> Tensor:
     """Variance-invariance-covariance regularisation (Bardes et al. 2022, equation 6, weights 25, 25, 1), of embeddings (n, d).
 

@@ -27,9 +27,10 @@ from repsim.models import layer_paths
 
 Inputs = Tensor | dict[str, Tensor]  # what a network is given: one tensor, or several by keyword
 Layers = Sequence[str | type[nn.Module]] | Mapping[str, str] | str | type[nn.Module] | None
-Reduction = str | Callable[[Tensor], Tensor]  # "mean", "none", or a function of a layer's output
+Reduction = str | Callable[[Tensor], Tensor]  # one of REDUCTIONS, or a function of a layer's output
 Taps = dict[str, tuple[str, Callable[[Tensor], Tensor]]]  # layer -> its module's path, what makes rows of its output
 
+REDUCTIONS = ("mean", "cls", "none")
 IMAGE_KEYS = ("image", "images", "pixel_values", "x", "input")
 LABEL_KEYS = ("label", "labels", "y", "target")
 MASK_KEYS = ("attention_mask", "pixel_mask")
@@ -165,21 +166,33 @@ def _miscalled(call: str, calls: int) -> str | None:
 
 
 def survey(
-    model: nn.Module, layers: Layers, inputs: Inputs, reduction: Reduction, transform: Callable | None = None
+    model: nn.Module,
+    layers: Layers,
+    inputs: Inputs,
+    reduction: Reduction | Mapping[str, Reduction],
+    transform: Callable | None = None,
+    default: Reduction = "none",
 ) -> Taps:
     """The layers to tap, tried on three images of a batch: what cannot be used is told at once, before any long work.
 
     In the order of the forward pass. Of those that "all", a pattern or a type stands for, what is never called or gives no
-    row an image is left out, with a warning; what is called k times becomes `path@1` to `path@k`. Raises as `pooled`.
+    row an image is left out, with a warning; what is called k times becomes `path@1` to `path@k`. `default` is the reduction
+    of layers that a mapping of them does not name. Raises as `pooled`.
     """
-    if not callable(reduction) and reduction not in ("mean", "none"):
-        raise ValueError(f"reduction: expected mean, none or a function such as lambda x: x[:, 0], got {reduction!r}")
-    chosen, modules = resolve(model, layers), _modules(model)
+    chosen, modules, names = resolve(model, layers), _modules(model), defaultdict(list)
+    reductions = reduction if isinstance(reduction, Mapping) else dict.fromkeys(chosen, reduction)
+    for name, value in reductions.items():
+        if name not in chosen or not (callable(value) or value in REDUCTIONS):
+            expected = f"one of {', '.join(REDUCTIONS)} or a function, for layers {', '.join(chosen)}"
+            raise ValueError(f"reduction: expected {expected}, got {value!r} for {name!r}")
+    for name, path in chosen.items():
+        names[path.partition("@")[0]].append(name)
     known: list[tuple[nn.Module, int, torch.Size]] = []  # as `_channels` keeps them
-    tried: list[tuple[str, Callable | str]] = []  # path of each call's module, what makes rows of its output or why not
+    tried: list[tuple[str, Callable | str]] = []  # name of each call's layer, what makes rows of its output or why not
 
     def attempt(path: str, x: Tensor) -> None:
-        tried.append((path, _reducer(reduction, _channels(modules[path], x.shape, known), x)))
+        axis = _channels(modules[path], x.shape, known)
+        tried.extend((name, _reducer(reductions.get(name, default), axis, x)) for name in names[path])
 
     # three, so that no other dimension is taken for that of the images
     sample = network_input(_each(lambda x: x[torch.arange(3) % len(x)], inputs), model, transform)
@@ -193,8 +206,8 @@ def survey(
     taps: list[tuple[int, str, str, Callable]] = []  # place in the forward pass, name, path, what makes rows
     faults: dict[str, list[str]] = defaultdict(list)  # what is wrong -> names
     for name, path in chosen.items():
-        base, _, call = path.partition("@")
-        calls = [(at, reduce) for at, (p, reduce) in enumerate(tried) if p == base]
+        call = path.partition("@")[2]
+        calls = [(at, reduce) for at, (tapped_name, reduce) in enumerate(tried) if tapped_name == name]
         if fault := _miscalled(call, len(calls)):
             faults[fault].append(name)
         for k, (at, reduce) in enumerate(calls, start=1):
@@ -243,6 +256,10 @@ def _reducer(reduction: Reduction, axis: int | None, x: Tensor) -> Callable[[Ten
             remedy = "pass reduction='none', or where they are in dimension 1 lambda x: x.mean((2, 3))"
             return f"of shape {shape}, of which the dimension of the channels is not known; {remedy}"
         reduce = lambda x: x.to(torch.promote_types(x.dtype, torch.float32)).mean(positions)  # noqa: E731
+    if x.ndim > 2 and reduction == "cls":
+        if positions != (1,):
+            return f"of shape {shape}, which has no first token; reduction='cls' takes it of (n, t, c)"
+        reduce = lambda x: x[:, 0]  # noqa: E731
     try:
         got = tuple(reduce(x).shape)
     except Exception as error:
@@ -264,7 +281,7 @@ def pooled(
     images: Tensor | Iterable,
     layers: Layers = None,
     *,
-    reduction: Reduction = "mean",
+    reduction: Reduction | Mapping[str, Reduction] = "mean",
     batch_size: int = 256,
     transform: Callable[[Inputs], Inputs] | None = None,
 ) -> dict[str, Tensor]:
@@ -274,8 +291,9 @@ def pooled(
         images: uint8 (n, 3, h, w) or (n, 1, h, w), brought into the study's scale, or float, given as they are; or a loader,
             as for `batches`, whose labels are not used.
         layers: as for `resolve`.
-        reduction: "mean" over all positions (pixels, tokens, padding too) of every channel, "none" for all of it, or a function
-            of a layer's output (m, ...) that gives (m, ...), such as its first token.
+        reduction: "mean" over all positions (pixels, tokens, padding too) of every channel, "cls" for the first token of
+            (n, t, c), "none" for all of it, or a function of a layer's output (m, ...) that gives (m, ...); or a mapping of layers
+            to those, "mean" for the others.
         transform: makes the network's input of a batch.
 
     Raises ValueError or TypeError for an argument that cannot be used, as `survey` finds, and for no images.
@@ -289,7 +307,7 @@ def pooled(
         parts[name].append(x.float().reshape(len(x), -1).cpu().clone())
 
     for x, _, _ in batches(images, batch_size):
-        taps = taps or survey(model, layers, x, reduction, transform)
+        taps = taps or survey(model, layers, x, reduction, transform, "mean")
         run(model, taps, network_input(x, model, transform), keep)
     return {name: torch.cat(parts[name]) for name in taps}
 

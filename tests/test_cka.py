@@ -544,3 +544,13 @@ def test_files_of_earlier_versions_are_read():
     }
     got = Comparison.from_tensors(tensors, {"sources": [["a", "x"], ["b", "y"]], "kernel": "rbf", "threshold": 1.0})
     np.testing.assert_allclose(got.replicates("a", "x", "b", "y"), [3 / 6, 2 / 15**0.5, 1 / 2])
+
+
+def test_images_of_small_batches_are_left_out_and_counted():
+    x = noise(22, 6)
+    y = x + torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    with pytest.warns(UserWarning, match="compare: 2 images in batches of fewer than 4 are left out"):
+        got = compare(None, [x[:10], x[10:20], x[20:]], features={"x": x, "y": y})
+    whole = compare(None, x[:20], features={"x": x[:20], "y": y[:20]}, batch_size=10)
+    assert got.matrix("x", "y").iloc[0, 0] == whole.matrix("x", "y").iloc[0, 0]
+    assert got.weights.tolist() == [10, 10]

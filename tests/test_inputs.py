@@ -120,26 +120,34 @@ def test_channels_that_are_not_known_are_refused_and_may_be_told():
         pooled(odd, noise(5, 24), ["0"])
 
 
-def test_a_reduction_may_be_a_function():
+def test_tokens_may_be_chosen():
     model, x, layer = vit().eval(), noise(9, 3, 32, 32), "encoder.ln"
     full = output(model, layer, x)
-    for reduction, expected in (
-        ("mean", full.mean(1)),
-        ("none", full.flatten(1)),
-        (lambda out: out[:, 0], full[:, 0]),
-        (lambda out: out[:, 1:].mean(1), full[:, 1:].mean(1)),
-    ):
-        got = pooled(model, x, [layer], reduction=reduction, batch_size=4)
+    settings = {
+        "mean": full.mean(1),
+        "cls": full[:, 0],
+        "none": full.flatten(1),
+        (lambda out: out[:, 1:].mean(1)): full[:, 1:].mean(1),
+    }
+    for reduction, expected in settings.items():
+        got = pooled(model, x, [layer, "heads"], reduction=reduction, batch_size=4)
         torch.testing.assert_close(got[layer], expected, atol=1e-5, rtol=1e-4)
+        assert got["heads"].shape == (9, 10) or callable(reduction)
         value = quiet({"a": model}, x, layers=[layer], reduction=reduction, features={"f": expected}, batch_size=9)
         assert value.matrix("a", "f").iloc[0, 0] == pytest.approx(1, abs=1e-6)
+    several = pooled(model, x, [layer, "heads"], reduction={layer: "cls"})
+    torch.testing.assert_close(several[layer], full[:, 0])
     for reduction, match in (
-        ("max", "reduction: expected mean, none or a function"),
+        ({"no layer": "cls"}, "for 'no layer'"),
+        ("max", "reduction: expected one of mean, cls, none"),
         (lambda out: out.sum(), "one row an image"),
-        (lambda out: out @ out, r"'encoder.ln': of shape \(3, 17, 32\), which its reduction refuses"),
     ):
         with pytest.raises(ValueError, match=match):
             pooled(model, x, [layer], reduction=reduction)
+    with pytest.raises(ValueError, match=r"'encoder.ln': of shape \(3, 17, 32\), which its reduction refuses"):
+        pooled(model, x, [layer], reduction=lambda out: out @ out)
+    with pytest.raises(ValueError, match="no first token"):
+        pooled(SMALL, X, ["0"], reduction="cls")
 
 
 class TimeFirst(nn.Module):

@@ -161,3 +161,38 @@ def test_unusable_temperatures_and_labels_are_refused():
         objectives.nt_xent(za, zb, temperature=0)
     with pytest.raises(ValueError, match="logits, labels"):
         objectives.cross_entropy(torch.zeros(3, 2), torch.zeros(4, dtype=torch.long))
+
+
+def test_losses_are_computed_in_float32_at_least():
+    za, zb = (z.to(torch.bfloat16) for z in pair(8, 4, 2))
+    assert objectives.nt_xent(za, zb).dtype == torch.float32
+    assert objectives.nt_xent(za, zb).item() == pytest.approx(
+        objectives.nt_xent(za.double(), zb.double()).item(), rel=1e-5
+    )
+    assert objectives.cross_entropy(za, torch.zeros(8, dtype=torch.long)).dtype == torch.float32
+
+
+EVERY = {
+    "cross_entropy": lambda a, b, y: objectives.cross_entropy(a, y),
+    "nt_xent": lambda a, b, y: objectives.nt_xent(a, b, 0.1),
+    "supcon": lambda a, b, y: objectives.supcon(a, b, y, 0.1),
+    "nscl": lambda a, b, y: objectives.nscl(a, b, y, 0.1),
+    "negative_cosine": lambda a, b, y: objectives.negative_cosine(a, b),
+    "barlow_twins": lambda a, b, y: objectives.barlow_twins(a, b),
+    "vicreg": lambda a, b, y: objectives.vicreg(a, b),
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_losses_and_gradients_keep_their_precision_inside_autocast(name):
+    loss, y = EVERY[name], torch.arange(64) % 8
+    exact = [z.requires_grad_() for z in pair(64, 32, 2)]
+    leaves = [z.detach().float().requires_grad_() for z in exact]
+    used = exact[:1] if name == "cross_entropy" else exact
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss(*leaves, y)
+    gradients = torch.autograd.grad(value, leaves[: len(used)])
+    reference = loss(*exact, y)
+    assert value.dtype == torch.float32 and value.item() == pytest.approx(reference.item(), rel=1e-5)
+    for got, expected in zip(gradients, torch.autograd.grad(reference, used)):
+        assert (got - expected).norm() < 1e-5 * expected.norm()  # 1e-3 to 4e-2 in bfloat16

@@ -78,3 +78,19 @@ def test_a_shortcut_is_the_strided_convolution():
     ours, x = models.build(width=8).layer2[0].downsample[0], torch.randn(2, 8, 9, 9, dtype=torch.float64)
     plain = torch.nn.functional.conv2d(x, ours.double().weight, stride=2)
     assert ours(x).shape == plain.shape and torch.allclose(ours(x), plain, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options, names",
+    [
+        ({"architecture": "vgg"}, "architecture: .*'vgg'"),
+        ({"width": 6}, "width.*got 6"),
+        ({"stem": "large"}, "stem: .*'large'"),
+        ({"head": "none"}, "head: .*'none'"),
+        ({"outputs": 0}, "outputs"),
+        ({"head": "projection", "hidden": 0}, "hidden"),
+    ],
+)
+def test_unusable_arguments_are_named(options, names):
+    with pytest.raises(ValueError, match=names):
+        models.build(**options)
