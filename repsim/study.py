@@ -127,9 +127,7 @@ class Study:
         """How the network `name` is trained. Raises ValueError for an unknown objective, or a recipe that it cannot have."""
         objective, _, seed = name.rpartition("-")
         if objective not in train.OBJECTIVES or not seed.isdecimal():
-            raise ValueError(
-                f"network: expected OBJECTIVE-SEED, the former of {', '.join(train.OBJECTIVES)}, got {name!r}"
-            )
+            raise ValueError(f"network: expected OBJECTIVE-SEED of {', '.join(train.OBJECTIVES)}, got {name!r}")
         base = train.OBJECTIVES[objective].base  # a control is trained as what it is a control of
         epochs = {"untrained": 0, "sl": self.epochs_sl, "simclr": self.epochs_simclr}
         options = {name: getattr(self, name) for name in ("architecture", "width", "batch_size", "threads")}
@@ -163,11 +161,9 @@ class Study:
     @functools.cached_property
     def summary(self) -> data.Summary:
         """The images' title, sizes, classes and fingerprints."""
-        return (
-            data.Summary(**profiles.publication(self.artefacts)["images"])
-            if self.artefacts
-            else data.summary(self.images)
-        )
+        if self.artefacts:
+            return data.Summary(**profiles.publication(self.artefacts)["images"])
+        return data.summary(self.images)
 
     def _path(self, name: str) -> Path:
         """Where this is kept. Raises FileNotFoundError where published results do not hold it."""
@@ -234,7 +230,7 @@ class Study:
             processes = joblib.cpu_count() // self.threads if pays and "REPSIM_BATCH" not in os.environ else 0
         shares = [[] for _ in range(max(1, min(processes, len(missing))))]
         for name in missing:  # each goes to the process that would be done first
-            min(shares, key=lambda share: sum(map(passes.get, share))).append(name)
+            min(shares, key=lambda share: (sum(map(passes.get, share)), len(share))).append(name)
         longest = tqdm.format_interval(seconds * max(sum(map(passes.get, share)) for share in shares))
         what = f"{len(missing)} of {len(set(names))} networks, about {longest}: {', '.join(missing)}"
         print(f"Training {what}", file=sys.stderr)
@@ -256,8 +252,10 @@ class Study:
         os.close(writing)
         with open(reading) as lines:
             for line in map(str.strip, lines):
-                bar.update(int(line) if line.isdigit() else 0)
-                said = said if line.isdigit() else line or said
+                if line.isdigit():
+                    bar.update(int(line))
+                else:
+                    said = line or said
         statuses = [process.wait() for process in processes]
         if any(statuses):
             died = "the process died (out of memory, or a crash in a native library)"
