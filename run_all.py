@@ -1,24 +1,17 @@
 """Run the study: every notebook with the parameters of a profile, in order, skipping what is up to date.
 
     python run_all.py                                   the quick profile, embedded images, a few minutes on two cores
-    python run_all.py --profile gpu -p data ~/images -p train_images 5000 -p recipe.simclr.temperature 0.2
+    python run_all.py --profile gpu -p data ~/images -p recipe.simclr.temperature 0.2
     python run_all.py --profile results/cifar10-cpu     published results, drawn from their tables; nothing is trained
-    python run_all.py --only 03_divergence              one notebook, and what it needs; --all: the further chapters too
-    python run_all.py --minutes 60                      as many seeds as there is time for; the same command goes on
-    python run_all.py --plain                           the notebooks' scripts, which need no Jupyter; without figures
-    python run_all.py --engine slurm --gpus 1           every notebook as a job of a SLURM cluster
-    python run_all.py --publish results/mine            tables and verdicts, copied with their provenance
 
-Leaves OUT/index.html, OUT/claims.json and OUT/notebooks/. A notebook is run again when its source, the
-repsim module, its parameters, the images, or a notebook it needs has changed, or when a file of its is gone or damaged.
-On CPUs of one kind networks are the same to the last bit for any --jobs and --engine, and in JupyterLab.
+Leaves OUT/index.html, OUT/claims.json and OUT/notebooks/. A notebook is run again when its source, the repsim module, its
+parameters, the images or a notebook it needs has changed, or a file of its is gone or damaged. Paths count from the checkout.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import graphlib
 import hashlib
 import json
 import os
@@ -28,17 +21,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-# torch, papermill and repsim, which take seconds, are imported where they are needed
-ROOT = Path(__file__).resolve().parent
+from repsim import store
+from repsim.profiles import ROOT, read_changes
+from repsim.study import Study, publish
+
 NOTEBOOKS = ROOT / "notebooks"
 TRAINING = "01_training"
-DIED = "The kernel died (out of memory, or a crash in a native library)."
+DIED = "it died (out of memory, or a crash in a native library)"
 # A notebook: what it needs, the files below OUT that it leaves, and objectives that it trains beside the study's own.
 CHAPTERS = {
     "02_layerwise_comparison": ([TRAINING], ["claims/C1-C2-C3.json"], []),
@@ -49,308 +43,210 @@ CHAPTERS = {
 }
 # Further chapters: run with --all, or where --only names them. Of an objective with a number only that seed is trained.
 FAMILIES = [f"{family}-{seed}" for family in ("byol", "barlow", "vicreg", "rotation") for seed in (0, 1)]
-LADDER = ["ce_views", "supcon", "nscl", *FAMILIES]
-TASKS = ["simclr_sl_middle", "simclr_sl_top", "sl_simclr_middle"]
 FURTHER = {
-    "06_between_the_objectives": ([TRAINING], ["claims/06.json"], LADDER),
+    "06_between_the_objectives": ([TRAINING], ["claims/06.json"], ["ce_views", "supcon", "nscl", *FAMILIES]),
     "07_when_it_happens": ([TRAINING], ["claims/07.json"], []),
-    "08_auxiliary_tasks": ([TRAINING], ["claims/08.json"], TASKS),
+    "08_auxiliary_tasks": ([TRAINING], ["claims/08.json"], ["simclr_sl_middle", "simclr_sl_top", "sl_simclr_middle"]),
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Job:
+class Job(NamedTuple):
     """One execution of a notebook."""
 
     name: str  # of the job and of the output: "01_training-sl-0", "02_layerwise_comparison"
     source: Path
+    output: Path
     parameters: dict[str, Any]
-    needs: tuple[str, ...] = ()
-    leaves: tuple[str, ...] = ()
-    networks: tuple[str, ...] = ()
-
-    def output(self, out: Path) -> Path:
-        return out / "notebooks" / f"{self.name}.ipynb"
+    needs: list[str]
+    leaves: list[Path]
+    networks: list[str]
+    state: str  # a hash of all that it depends on
 
 
-def jobs(study: Any, parameters: dict[str, Any]) -> dict[str, Job]:
+def fingerprint(value: Any, *files: Path) -> str:
+    """A hash of a value, and of the names and contents of those files that there are."""
+    contents = {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.exists()}
+    return hashlib.sha256(json.dumps([value, contents], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def jobs(study: Study, parameters: dict[str, Any]) -> dict[str, Job]:
     """All executions of the study by name, the further chapters too, each after what it needs."""
-    trained = () if study.artefacts else tuple(name for name in study.names if not name.startswith("untrained-"))
-    source, each = NOTEBOOKS / f"{TRAINING}.ipynb", tuple(f"{TRAINING}-{name}" for name in trained)
-    plan = [Job(job, source, parameters | {"network": n}, networks=(n,)) for job, n in zip(each, trained)]
-    plan.append(Job(TRAINING, source, parameters, each, networks=trained))
+    out, plan = Path(study.out), {}
+    images = [(path, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(Path(study.data).rglob("*"))]
+    code = [*ROOT.glob("repsim/*.py"), Path(study.artefacts or out) / "provenance.json"]
+    shared = fingerprint([dataclasses.asdict(study), images], *code)
+
+    def add(name: str, notebook: str, needs: list, leaves: list, networks: list, **more: Any) -> None:
+        source, output = NOTEBOOKS / f"{notebook}.ipynb", out / "notebooks" / f"{name}.ipynb"
+        cells = ["".join(cell["source"]) for cell in json.loads(source.read_text())["cells"]]
+        state = fingerprint([shared, cells, parameters | more, [plan[job].state for job in needs]])
+        files = [out / file for file in leaves]
+        plan[name] = Job(name, source, output, parameters | more, needs, files, networks, state)
+
+    own = [] if study.artefacts else [name for name in study.names if not name.startswith("untrained-")]
+    each = [f"{TRAINING}-{network}" for network in own]
+    for name, network in zip(each, own):
+        add(name, TRAINING, [], [], [network], network=network)
+    add(TRAINING, TRAINING, each, [], own)
     for chapter, (needs, leaves, objectives) in (CHAPTERS | FURTHER).items():
-        needed = each if needs == [TRAINING] else tuple(needs)
         more = [o if o[-1].isdigit() else f"{o}-{seed}" for o in objectives for seed in range(study.seeds)]
-        networks = () if study.artefacts else (*trained, *more)
-        plan.append(Job(chapter, NOTEBOOKS / f"{chapter}.ipynb", parameters, needed, tuple(leaves), networks))
-    return {job.name: job for job in plan}
+        add(chapter, chapter, each if needs == [TRAINING] else needs, leaves, [] if study.artefacts else own + more)
+    return plan
 
 
-# What an execution depends on, as one hash that the executed notebook carries
-
-
-def digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def contents(folder: Path, *patterns: str) -> list[tuple[Path, str]]:
-    """Files with hashes of what they hold, in alphabetical order."""
-    paths = sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
-    return [(path, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths]
-
-
-def image_files(folder: str) -> list[tuple[Path, int, int]]:
-    """Files of an image folder with their sizes and times; none if `folder` is the name of an image set."""
-    paths = sorted(Path(folder).rglob("*")) if os.path.isdir(folder) else []
-    return [(path, status.st_size, status.st_mtime_ns) for path in paths if (status := path.stat()) and path.is_file()]
-
-
-def states(plan: dict[str, Job], study: Any) -> dict[str, str]:
-    """Of each job a hash of all that it depends on."""
-    published = contents(Path(study.artefacts), "provenance.json") if study.artefacts else []
-    everywhere = [contents(ROOT / "repsim", "*.py"), dataclasses.asdict(study), image_files(study.data), published]
-    result: dict[str, str] = {}
-    for job in plan.values():
-        code = ["".join(cell["source"]) for cell in json.loads(job.source.read_text())["cells"]]
-        result[job.name] = digest([everywhere, code, job.parameters, [result[name] for name in job.needs]])
-    return result
-
-
-def outcome(job: Job, out: Path, state: str, notebook: dict[str, Any]) -> str:
-    """A hash of what an execution depended on, of the executed notebook and of the files that it left."""
-    return digest([state, notebook, contents(out, *job.leaves)])
-
-
-def up_to_date(job: Job, out: Path, state: str) -> bool:
+def up_to_date(job: Job) -> bool:
     """Whether the notebook was executed in this state, and it and the files that it left are as they were left."""
     try:
-        notebook = json.loads(job.output(out).read_text())
-        return notebook["metadata"].pop("repsim") == outcome(job, out, state, notebook)
+        notebook = json.loads(job.output.read_text())
+        return notebook["metadata"].pop("repsim") == fingerprint([job.state, notebook], *job.leaves)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
-def seen(out: str, profile: str, images: str) -> str:
-    """A hash of all that a run reads and leaves, but for networks and tables: an equal one says that nothing has changed."""
-    read = [*contents(ROOT, "run_all.py", "repsim/*.*", "results/*/provenance.json"), *contents(NOTEBOOKS, "*")]
-    left = contents(Path(out), "*.json", "index.html", "notebooks/*", "claims/*.json")
-    return digest([read, contents(Path(profile).parent, Path(profile).name), image_files(images), left])
-
-
-# Execution
-
-
-def execute(job: Job, out: Path, state: str) -> str | None:
+def execute(job: Job) -> str | None:
     """Execute one notebook; why it failed, if it did. Its output replaces the old one only when it is whole."""
     import nbformat
     import papermill
+    from traitlets.config import Config
 
-    from repsim import store
-
-    options = {"kernel_name": "python3", "cwd": NOTEBOOKS, "progress_bar": False}
-    options["extra_arguments"] = ["--IPKernelApp.log_level=CRITICAL"]  # the terminal is for what this program says
     failure = None
     with tempfile.TemporaryDirectory() as scratch:
         executed = Path(scratch) / job.source.name
-        for starts_left in (2, 1, 0):
-            try:
-                papermill.execute_notebook(job.source, executed, job.parameters, **options)
-                break
-            except papermill.PapermillExecutionError as error:
-                failure = f"{error.ename}: {error.evalue}\n  in cell {error.exec_count} of {job.output(out)}"
-                break
-            except RuntimeError as error:  # two kernels that start at once may choose the same port, and one dies of it
-                if not starts_left or "before replying" not in str(error):
-                    return DIED if "died" in str(error) else str(error)
+        # sockets in a folder, not ports: of two kernels that start at once, both may choose the same port
+        config = Config(KernelManager={"transport": "ipc", "connection_file": f"{scratch}/kernel.json"})
+        options = {"kernel_name": "python3", "cwd": NOTEBOOKS, "progress_bar": False, "config": config}
+        options["extra_arguments"] = ["--IPKernelApp.log_level=CRITICAL"]  # the terminal is for what this program says
+        try:
+            papermill.execute_notebook(job.source, executed, job.parameters, **options)
+        except papermill.PapermillExecutionError as error:
+            failure = f"{error.ename}: {error.evalue}\n  in cell {error.exec_count} of {job.output}"
+        except RuntimeError as error:
+            return DIED if "died" in str(error) else str(error)
         notebook = nbformat.read(executed, as_version=4)
-    for cell in notebook.cells:  # progress bars are for the terminal
-        if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" or "\r" not in o.text]
     if failure is None:
-        notebook.metadata["repsim"] = outcome(job, out, state, json.loads(nbformat.writes(notebook)))
-    store.write(job.output(out), nbformat.writes(notebook) + "\n")
+        left = fingerprint([job.state, json.loads(nbformat.writes(notebook))], *job.leaves)
+        notebook.metadata["repsim"] = left
+    store.write(job.output, nbformat.writes(notebook) + "\n")
     return failure
 
 
-def execute_plainly(job: Job, out: Path, state: str) -> str | None:
+def execute_plainly(job: Job) -> str | None:
     """Execute a notebook's script with this job's parameters in the place of its own; what it prints is kept."""
-    from repsim import store
-
     text = job.source.with_suffix(".py").read_text()
     for name, value in job.parameters.items():
         text = re.sub(rf"^{name} = .*$", lambda _, line=f"{name} = {value!r}": line, text, count=1, flags=re.M)
     done = subprocess.run([sys.executable, "-"], input=text, cwd=NOTEBOOKS, capture_output=True, text=True)
-    store.write(out / "notebooks" / f"{job.name}.txt", done.stdout)
-    if done.returncode < 0:
-        return DIED.replace("kernel", "process")
-    return done.stderr.strip().rpartition("\n")[2] if done.returncode else None
+    store.write(job.output.with_suffix(".txt"), done.stdout)
+    return (done.stderr.strip().rpartition("\n")[2] or DIED) if done.returncode else None
 
 
 def run(plan: dict[str, Job], at_a_time: int, work: Callable[[Job], str | None]) -> list[str]:
-    """Execute jobs, each after those that it needs, several at a time; the names of those that succeeded.
+    """Execute jobs, several at a time, each after those that it needs and only if they succeeded; the names of those that did."""
+    pool, done = ThreadPoolExecutor(at_a_time), {}
 
-    What needs a job that failed is not executed.
-    """
-    order = graphlib.TopologicalSorter({name: set(job.needs) & set(plan) for name, job in plan.items()})
-    order.prepare()
-    done, reasons, running = [], set(), {}
-
-    def attempt(name: str) -> str | None:
+    def attempt(job: Job) -> bool:
+        if not all([done[name].result() for name in job.needs if name in done]):
+            return False
         begun = time.monotonic()
-        print(f"{name:32} starts", flush=True)
+        print(f"{job.name:32} starts", flush=True)
         try:
-            failure = work(plan[name])
+            failure = work(job)
         except Exception as error:
             failure = f"{type(error).__name__}: {error}"
-        print(f"{name:32} {'failed' if failure else 'done'} {time.monotonic() - begun:6.0f} s", flush=True)
-        return failure
+        print(f"{job.name:32} {'failed' if failure else 'done'} {time.monotonic() - begun:6.0f} s", flush=True)
+        if failure:
+            print(f"  {job.name}: {failure}", file=sys.stderr, flush=True)
+        return not failure
 
-    pool = ThreadPoolExecutor(at_a_time)
-    try:
-        while running := running | {pool.submit(attempt, name): name for name in order.get_ready()}:
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                name, failure = running.pop(future), future.result()
-                if failure:
-                    print(f"  {name}: {'the same' if failure in reasons else failure}", file=sys.stderr, flush=True)
-                    reasons.add(failure)
-                else:
-                    order.done(name)
-                    done.append(name)
-        return done
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    for name, job in plan.items():  # what a job waits for has begun before it
+        done[name] = pool.submit(attempt, job)
+    return [name for name in plan if done[name].result()]
 
 
-def collect(plan: dict[str, Job], out: Path, fresh: Iterable[str], shown: Iterable[str]) -> None:
+def collect(plan: dict[str, Job], out: Path, fresh: Collection[str], shown: Collection[str]) -> None:
     """claims.json and index.html from what has been executed with these settings, images and sources."""
-    from repsim import store
-
-    kept = {file: json.loads((out / file).read_text()) for name in fresh for file in plan[name].leaves}
-    attacks = kept.pop("claims/attacks.json", [])
+    kept = {file.name: json.loads(file.read_text()) for name in fresh for file in plan[name].leaves}
+    attacks = kept.pop("attacks.json", [])
     claims = sorted(sum(kept.values(), []), key=lambda row: (row["id"][0].isdigit(), row["id"]))
     for claim in claims:
         claim["attacks"] = [row for row in attacks if row["row"] == claim["id"]]
+        if claim["verdict"] == "not judged":
+            print(f"{claim['id']} is not judged: {claim['reason']}", flush=True)
     store.write(out / "claims.json", json.dumps(claims, indent=1, allow_nan=False) + "\n")
-    for claim in (c for c in claims if c["verdict"] == "not judged"):
-        print(f"{claim['id']} is not judged: {claim['reason']}", flush=True)
-    if pages := [plan[name].output(out) for name in sorted(shown)]:
+    if shown:
         from repsim import report
 
-        stale, banner = set(shown) - set(fresh), claims[0]["learnt"] if claims else ""
-        report.write(pages, out / "index.html", stale=stale, claims=claims, banner=banner)
-
-
-# The command line
+        banner, pages = claims[0]["learnt"] if claims else "", [plan[name].output for name in sorted(shown)]
+        report.write(pages, out / "index.html", stale={*shown} - {*fresh}, claims=claims, banner=banner)
 
 
 def environment(threads: int) -> dict[str, str]:
-    """What decides how a notebook's process computes, beside its parameters."""
-    libraries = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    """What decides how a notebook's process computes, beside its parameters; a waiting thread leaves its core to others."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    shared = {"OMP_WAIT_POLICY": "PASSIVE", "REPSIM_BATCH": "1", "PYTHONPATH": path}  # others use the cores too
-    return dict.fromkeys(libraries, str(threads)) | shared
+    shared = {"OMP_WAIT_POLICY": "PASSIVE", "REPSIM_BATCH": "1", "TQDM_DISABLE": "1", "PYTHONPATH": path}
+    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)) | shared
 
 
-def cluster(options: argparse.Namespace, out: Path, threads: int) -> Any:
+def submitter(options: argparse.Namespace, out: Path, threads: int) -> Any:
     """Where --engine slurm submits to; None for local processes."""
     asked = {name: getattr(options, name) for name in ("partition", "gpus", "time", "memory")}
-    if options.engine == "local":
-        for name in asked:
-            if asked[name] is not None:
-                raise ValueError(f"--{name} {asked[name]}: only with --engine slurm")
-        return None
-    try:
-        from repsim import cluster
-    except ImportError as error:
-        raise ValueError(f'--engine slurm: {error}; pip install -e ".[cluster]"') from error
-    return cluster.Jobs(cluster.slurm(out / "slurm", environment(threads), cpus=threads, **asked))
-
-
-def positive(text: str) -> float:
-    if not (number := float(text)) > 0:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
-    return int(number) if number.is_integer() else number
-
-
-def arguments(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
-    add, fields = parser.add_argument, {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
-    add("--profile", default="quick", metavar="NAME|FILE|DIR", help="a profile, a YAML file, or published results")
-    add("-p", **fields, dest="changes", help="a field of the study")
-    add("--only", metavar="NOTEBOOK", help="run this notebook and what it needs")
-    add("--all", action="store_true", help=f"the further chapters as well: {', '.join(FURTHER)}")
-    add("--jobs", type=positive, metavar="N", help="at a time; if not given 1 on a GPU, else up to 4 that have cores")
-    add("--minutes", type=positive, metavar="N", help="train as many seeds as there is time for, and draw those")
-    add("--force", action="store_true", help="run what is up to date as well (networks are kept)")
-    add("--list", action="store_true", help="say what there is and what would run, and stop")
-    add("--plain", action="store_true", help="run the notebooks' scripts, which need no Jupyter; figures are left out")
-    add("--publish", type=absolute, metavar="DIR", help="when all is done, copy tables and verdicts there")
-    add("--out", type=absolute, metavar="DIR", help="where results go; runs/PROFILE if not given")
-    add("--engine", choices=["local", "slurm"], default="local", help="where notebooks are executed")
-    add("--partition", metavar="NAME", help="of SLURM; the cluster's default if not given")
-    add("--gpus", type=positive, metavar="N", help="of SLURM, for a notebook; none if not given")
-    add("--time", type=positive, metavar="MINUTES", help="of SLURM, for a notebook; 240 if not given")
-    add("--memory", type=positive, metavar="GB", help="of SLURM, for a notebook; the cluster's default if not given")
-    options = parser.parse_args(argv)
-    if os.sep in options.profile or options.profile.endswith((".yaml", ".yml")):
-        options.profile = str(absolute(options.profile))
-    return options
-
-
-def absolute(path: str) -> Path:
-    """A path as the shell means it; where there is nothing, as the checkout does."""
-    here = Path(path).expanduser().resolve()
-    return here if here.exists() or not (ROOT / path).exists() else ROOT / path
-
-
-def opened(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """The study, and the parameters of its notebooks."""
-    from repsim.profiles import read_changes
-    from repsim.study import Study
-
-    changes = read_changes(options.changes) | ({"out": str(options.out)} if options.out else {})
-    if isinstance(changes.get("data"), str) and absolute(changes["data"]).is_dir():
-        changes["data"] = str(absolute(changes["data"]))
-    return Study.open(options.profile, **changes), {"profile": options.profile, "changes": changes}
+    if options.engine == "slurm":
+        try:
+            from repsim import cluster
+        except ImportError as error:
+            raise ValueError(f'--engine slurm: {error}; pip install -e ".[cluster]"') from error
+        return cluster.Jobs(cluster.slurm(out / "slurm", environment(threads), cpus=threads, **asked))
+    if given := [f"--{name} {value}" for name, value in asked.items() if value is not None]:
+        raise ValueError(f"{' '.join(given)}: only with --engine slurm")
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options = arguments(parser, argv)
-    record = (options.out or ROOT / "runs") / f".seen-{digest(vars(options))[:16]}"
-    if record.exists() and not (options.force or options.list or options.plain or options.publish):
-        kept = json.loads(record.read_text())
-        if kept["seen"] == seen(*kept["of"]):
-            print(f"0 to run, {kept['jobs']} up to date; read {kept['of'][0]}/index.html")
-            return 0
+    add = parser.add_argument
+    add("--profile", default="quick", metavar="NAME|FILE|DIR", help="a profile, a YAML file, or published results")
+    add("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a field of the study")
+    add("--only", metavar="NOTEBOOK", help="run this notebook and what it needs")
+    add("--all", action="store_true", help=f"the further chapters as well: {', '.join(FURTHER)}")
+    add("--jobs", type=int, metavar="N", help="at a time; if not given 1 on a GPU, else up to 4 that have cores")
+    add("--minutes", type=float, metavar="N", help="train as many seeds as there is time for, and draw those")
+    add("--force", action="store_true", help="run what is up to date as well (networks are kept)")
+    add("--list", action="store_true", help="say what there is and what would run, and stop")
+    add("--plain", action="store_true", help="run the notebooks' scripts, which need no Jupyter; figures are left out")
+    add("--publish", metavar="DIR", help="when all is done, copy tables and verdicts there")
+    add("--out", metavar="DIR", help="where results go; runs/PROFILE if not given")
+    add("--engine", choices=["local", "slurm"], default="local", help="where notebooks are executed")
+    add("--partition", metavar="NAME", help="of SLURM; the cluster's default if not given")
+    add("--gpus", type=int, metavar="N", help="of SLURM, for a notebook; none if not given")
+    add("--time", type=int, metavar="MINUTES", help="of SLURM, for a notebook; 240 if not given")
+    add("--memory", type=int, metavar="GB", help="of SLURM, for a notebook; the cluster's default if not given")
+    options = parser.parse_args(argv)
     try:
-        study, parameters = opened(options)
-        plan, out = jobs(study, parameters), Path(study.out)
+        for name in ("jobs", "minutes", "gpus", "time", "memory"):
+            if (value := getattr(options, name)) is not None and value <= 0:
+                raise ValueError(f"--{name}: expected a positive number, got {value}")
+        changes = read_changes(options.p) | ({"out": options.out} if options.out else {})
+        study = Study.open(options.profile, **changes)
+        plan, out = jobs(study, {"profile": options.profile, "changes": changes}), Path(study.out)
         chosen = {name for name, job in plan.items() if options.only in (None, name, job.source.stem)}
         if not chosen:
             raise ValueError(f"--only: expected one of {', '.join(plan)}, got {options.only!r}")
-        submit = cluster(options, out, study.threads)
-    except ValueError as error:
-        parser.error(str(error))
-    chosen -= set() if options.all or options.only else set(FURTHER)
-    for name in reversed(plan):
-        chosen |= set(plan[name].needs) if name in chosen else set()
-    state = states(plan, study)
-    current = {n for n in plan if not (options.force or options.plain) and up_to_date(plan[n], out, state[n])}
-    todo = {name: job for name, job in plan.items() if name in chosen - current}
-    if options.list:
-        for name in plan:
-            unasked = "with --all" if name in FURTHER and not options.all else "to run"
-            print(f"{name:32} {'up to date' if name in current else unasked}")
-        return 0
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    os.environ |= environment(study.threads)
-    most = 1 if study.torch_device.type != "cpu" else min(4, (os.cpu_count() or 1) // study.threads)
-    at_a_time = len(plan) if submit else options.jobs or max(1, most)
-    try:
+        submit = submitter(options, out, study.threads)
+        chosen -= set() if options.all or options.only else set(FURTHER)
+        for name in reversed(plan):
+            chosen |= set(plan[name].needs) if name in chosen else set()
+        current = {name for name, job in plan.items() if not (options.force or options.plain) and up_to_date(job)}
+        todo = {name: job for name, job in plan.items() if name in chosen - current}
+        if options.list:
+            for name in plan:
+                unasked = "with --all" if name in FURTHER and not options.all else "to run"
+                print(f"{name:32} {'up to date' if name in current else unasked}")
+            return 0
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+        os.environ |= environment(study.threads)
+        cores = os.cpu_count() or 1 if study.torch_device.type == "cpu" else 1
+        at_a_time = len(plan) if submit else options.jobs or max(1, min(4, cores // study.threads))
         networks = list(dict.fromkeys(name for job in todo.values() for name in job.networks))
-        if networks:
-            _ = study.images  # looked at once, and fetched: the nodes of a cluster may have no network
+        _ = networks and study.images  # looked at once, and fetched: the nodes of a cluster may have no network
         if networks and not submit:
             study.train_missing(networks, processes=at_a_time, minutes=options.minutes and 0.75 * options.minutes)
         if options.minutes and (missing := study.missing(networks)):
@@ -360,32 +256,22 @@ def main(argv: list[str] | None = None) -> int:
             return main([*(sys.argv[1:] if argv is None else argv), "-p", "seeds", str(whole)])
         work = execute_plainly if options.plain else execute
         print(f"{len(todo)} notebooks to run, {len(chosen & current)} up to date", flush=True)
-        call = submit.call if submit else lambda name, function, *of: function(*of)
-        done = run(todo, at_a_time, lambda job: call(job.name, work, job, out, state[job.name]))
+        done = run(todo, at_a_time, lambda job: submit.call(job.name, work, job) if submit else work(job))
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"run_all.py: error: {error}", file=sys.stderr)
-        return 1
+        parser.exit(1, f"run_all.py: error: {error}\n")
     except KeyboardInterrupt:
         print("stopped; what is whole is kept, and the same command goes on", file=sys.stderr, flush=True)
         if submit:
             submit.cancel()
         os._exit(130)  # kernels end with this process
-    there = {name for name, job in plan.items() if job.output(out).exists()}
-    shown = [] if options.plain else [n for n in plan if n in chosen | there and "network" not in plan[n].parameters]
-    collect(plan, out, {*done, *current}, shown)  # always: a run may have been killed just before
+    shown = [n for n, job in plan.items() if (n in chosen or job.output.exists()) and "network" not in job.parameters]
+    collect(
+        plan, out, {*done, *current}, [] if options.plain else shown
+    )  # always: a run may have been killed just before
     print(f"{len(done)} of {len(todo)} run, {len(chosen & current)} up to date; read {out / 'index.html'}")
-    if len(done) < len(todo):
-        return 1
-
-    from repsim import profiles, store
-    from repsim.study import publish
-
-    if options.publish:
-        print(publish(study, options.publish))
-    source = profiles.located(options.profile)
-    of = [str(out), str(source / "provenance.json" if study.artefacts else source), study.data]
-    store.write(record, json.dumps({"of": of, "jobs": len(chosen), "seen": seen(*of)}))
-    return 0
+    if options.publish and len(done) == len(todo):
+        print(publish(study, ROOT / options.publish))
+    return int(len(done) < len(todo))
 
 
 if __name__ == "__main__":

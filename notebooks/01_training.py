@@ -30,7 +30,7 @@ from repsim.study import Study
 study = Study.open(profile, **changes)
 names = [n for n in study.names if not n.startswith("untrained")] if network is None else [network]
 study.train_missing(names)
-history = study.history(names).assign(objective=lambda t: t.network.str.rpartition("-")[0])
+history = study.per_network("history", names, lambda name: study.network(name).history).assign(objective=lambda t: t.network.str.rpartition("-")[0])
 charts.lines(history, x="epoch", y="validation_loss", panel="objective", y_title="loss on validation images, nats", shared=False, title="What each network minimised")
 
 # %%

@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from repsim import charts, cka, claims, models, probes, store, taps, train
+from repsim import augment, charts, cka, claims, models, probes, store, taps, train
 from repsim.study import Study
 
 study = Study.open(profile, **changes)
@@ -77,9 +77,16 @@ def grams(name):
     return {block: torch.stack([rows[block] for rows in moments]).half() for block in blocks}
 
 
+def kept_grams(name):
+    """The same from a file, made with the first study that has this network."""
+    file = f"{study.out}/tensors/grams-{name}-{study.key_of([name])}.safetensors"
+    load, save = (lambda path: store.load_tensors(path)[0]), (lambda path, made: store.save_tensors(path, made, {}))
+    return store.load_or_make(file, load, functools.partial(grams, name), save)
+
+
 def similarity(moment):
     """CKA of same-named blocks of all pairs of networks of different seeds, at moment(share) for every share."""
-    of = {name: study.tensors(f"grams-{name}", functools.partial(grams, name), [name]) for name in networks}
+    of = {name: kept_grams(name) for name in networks}
     places = [(name, share) for name in networks for share in shares_of(name)]
     pairs = [*itertools.combinations_with_replacement(OBJECTIVES, 2)]
     wanted = {(a, at[a], b, at[b]) for at in map(moment, shares) for a, b in pairs}
@@ -310,8 +317,8 @@ READ = 2000  # training, validation and test images of the readings, at most
 def augmented():
     """Two views of each training image, and two of each test image."""
     images = {"train": study.images.train.images[:READ], "test": study.images.test.images[:READ]}
-    pairs = itertools.product(images, study.views)
-    return [study.views[view](images[split], store.generator("moments", split, view)) for split, view in pairs]
+    pairs, strengths = itertools.product(images, claims.VIEWS), study.settings("simclr-0").simclr_views()
+    return [augment.simclr(images[split], store.generator("moments", split, v), **strengths) for split, v in pairs]
 
 
 def readings(name):

@@ -1,23 +1,19 @@
 """A study: its settings, the networks it needs, and every table the notebooks draw, each loaded if there and made if not.
 
-    study = Study.open("quick", width=16)      # a profile with a change
+    study = Study.open("quick", width=16)      # a profile with a change; "results/quick": published tables, without images
     study.network("simclr-0").model            # trained on first use
     study.comparison().matrix("sl-0", "simclr-1")
-    study.readings("sl-0")["probe"]            # a DataFrame
-    Study.open("results/quick").comparison()   # of published results, without images and networks
 
-Everything is kept below `out`, keyed by the settings and by the images' content, so that a killed study goes on where it
-was and a changed setting never meets an old result.
+All is kept below `out`, keyed by the settings and the images' content: a killed study goes on, a changed one meets no old result.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
-import datetime
 import functools
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -27,7 +23,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,21 +36,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from repsim import __version__, augment, cka, claims, data, distributed, models, probes, profiles, store, taps, train
-from repsim.claims import VIEWS, Claim, Evidence
+from repsim.claims import Claim, Evidence
 from repsim.comparison import Comparison, Source
 from repsim.probes import FOLDS
 from repsim.profiles import ROOT, check_known
 
-REMEDY = "it can be made with a profile and the images"
-SIZES = ("train_images", "test_images", "image_size", "context", "saturation")  # fields that data.load takes
 CKA_IMAGES = 2560  # test images of the comparison at most: the first ones, which are a random sample
 PLACES = ("data", "device", "out", "artefacts")  # fields of a study that say where, not what
-WORTH_A_PROCESS = 20  # seconds of training that starting processes pays for
-# What the objectives need beside the common settings; `recipe` overrides it.
-RECIPES: Mapping[str, Mapping[str, Any]] = {"sl": {"learning_rate": 0.1}, "simclr": {"learning_rate": 0.1}}
+Names = Sequence[str] | None  # of networks; None: all of the study
 TABLES = 1  # the format of tables: the published ones are found by it
 PACKAGES = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
 PACKAGES |= {"repsim": __version__}
+FORMATS = {"csv": (store.load_table, store.save_table), "safetensors": (store.load_tensors, store.save_tensors)}
 VERSIONS = ", ".join(f"{name} {version}" for name, version in PACKAGES.items())
 
 
@@ -85,59 +77,42 @@ class Study:
 
     def __post_init__(self) -> None:
         train.check_types(self)
-        smallest = dict.fromkeys(("train_images", "image_size", "width", "seeds", "threads"), 1) | {"test_images": 8}
-        for name, bound in smallest.items():
-            if (value := getattr(self, name)) is not None and value < bound:
-                raise ValueError(f"{name}: expected at least {bound}, got {value}")
+        for name, smallest in {"train_images": 1, "test_images": 8, "image_size": 1, "seeds": 1}.items():
+            if (value := getattr(self, name)) is not None and value < smallest:
+                raise ValueError(f"{name}: expected at least {smallest}, got {value}")
         check_known("device", self.device.partition(":")[0], ("auto", "cpu", "cuda", "mps"))
         data.check_appearance(self.data, self.context, self.saturation)
         for objective in self.controls:
             check_known("controls", objective, sorted(train.OBJECTIVES.keys() - {"untrained", "sl", "simclr"}))
-        known = [*train.OBJECTIVES, *(f.name for f in dataclasses.fields(train.Settings))]
-        for key, value in self.recipe.items():
-            for name in value if key in train.OBJECTIVES and isinstance(value, dict) else [key]:
-                check_known("recipe", name, known)
-        object.__setattr__(self, "begun", time.monotonic())
         for name in self.names:  # every network's own checks
             self.settings(name)
+        object.__setattr__(self, "begun", time.monotonic())
 
     @classmethod
     def open(cls, profile: str | Path, **changes: Any) -> Study:
         """The study of a profile or of published results, with changes of its fields; what every notebook begins with.
 
-        Args:
-            profile: a name in profiles/ ("quick"), a YAML file, or a folder of published results ("results/cifar10-cpu"), of
-                which nothing is trained. Relative paths, here and in `out`, count from the checkout.
-            changes: any fields, and parts of those that are mappings: `**{"recipe.simclr.temperature": 0.2}`. `out` is
-                runs/PROFILE if not given. Published results take `out`, `device`, and `data`: their own images.
-
-        Raises:
-            ValueError: an unknown profile or field, a value that a field cannot have, settings that published results
-                were not made with, or images that they are not of; a parameter that papermill was given beside these two.
+        profile: a name in profiles/ ("quick"), a YAML file, or a folder of published results ("results/cifar10-cpu"), of which
+        nothing is trained. Relative paths, here and in `out` (runs/PROFILE if not given), count from the checkout.
+        changes: any fields, and parts of those that are mappings: `**{"recipe.simclr.temperature": 0.2}`. Published results
+        take `out`, `device`, and `data`, their own images. Raises ValueError for what is not known, allowed or theirs.
         """
-        profiles.check_injected()
         source = profiles.located(profile)
-        published, kept = source.is_dir(), profiles.read(source)
+        kept, published = profiles.read(source), source.is_dir()
         values = profiles.changed(kept, changes)
-        for name in values:
+        for name, value in values.items():
             check_known("parameter", name, [f.name for f in dataclasses.fields(cls)])
-        if published:
-            made = cls(**kept)
-            for name, value in values.items():
-                if name not in PLACES and value != getattr(made, name):
-                    raise ValueError(
-                        f"{name}: {value!r} is asked for, but {source} was made with {getattr(made, name)!r}; own images and "
-                        f"settings need a profile, such as quick"
-                    )
-            values["artefacts"] = str(source)
-        default = f"runs/{source.name}-published" if published else f"runs/{source.stem}"
-        values["out"] = str(ROOT / Path(values.get("out", default)).expanduser())
+            if published and name not in PLACES and value != kept.get(name):
+                asked = f"{value!r} is asked for, but {source} was made with {kept.get(name)!r}"
+                raise ValueError(f"{name}: {asked}; own images and settings need a profile, such as quick")
+        values.setdefault("out", f"runs/{source.stem}{'-published' * published}")
+        values["out"] = str(ROOT / Path(values["out"]).expanduser())
+        values["artefacts"] = str(source) if published else None
         images = str(values.get("data", "shapes"))
         if images.lower() not in ("shapes", *data.TORCHVISION) and (ROOT / Path(images).expanduser()).is_dir():
             values["data"] = str(ROOT / Path(images).expanduser())
         if images.lower() != "shapes":  # a profile's context and saturation are of the embedded images
-            for name in {"context", "saturation"} - set(changes):
-                values.pop(name, None)
+            values = {k: v for k, v in values.items() if k in changes or k not in ("context", "saturation")}
         study = cls(**values)
         if published and "data" in changes:
             study.images  # noqa: B018 (checked now)
@@ -149,268 +124,201 @@ class Study:
         return [f"{o}-{seed}" for o in ("untrained", "sl", "simclr", *self.controls) for seed in range(self.seeds)]
 
     def settings(self, name: str) -> train.Settings:
-        """How the network `name` is trained."""
+        """How the network `name` is trained. Raises ValueError for an unknown objective, or a recipe that it cannot have."""
         objective, _, seed = name.rpartition("-")
         if objective not in train.OBJECTIVES or not seed.isdecimal():
-            known = ", ".join(train.OBJECTIVES)
-            raise ValueError(f"network: expected OBJECTIVE-SEED with an objective of {known}, got {name!r}")
+            raise ValueError(f"network: expected OBJECTIVE-SEED of {', '.join(train.OBJECTIVES)}, got {name!r}")
         base = train.OBJECTIVES[objective].base  # a control is trained as what it is a control of
         epochs = {"untrained": 0, "sl": self.epochs_sl, "simclr": self.epochs_simclr}
         options = {name: getattr(self, name) for name in ("architecture", "width", "batch_size", "threads")}
-        options |= {"epochs": epochs.get(objective, epochs[base])} | RECIPES[base]
+        options |= {"epochs": epochs.get(objective, epochs[base]), "learning_rate": 0.1}
         options |= {key: value for key, value in self.recipe.items() if key not in train.OBJECTIVES}
         try:
             options |= self.recipe.get(base, {}) | self.recipe.get(objective, {})
+            for key in options:
+                check_known("recipe", key, [*(f.name for f in dataclasses.fields(train.Settings)), *train.OBJECTIVES])
             return train.Settings(objective=objective, seed=int(seed), **options)
         except TypeError as error:
             raise ValueError(f"recipe: {error}") from error
 
     @functools.cached_property
     def torch_device(self) -> torch.device:
-        if self.device != "auto":
-            return torch.device(self.device)
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
+        fastest = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
+        return torch.device(fastest if self.device == "auto" else self.device)
 
     @functools.cached_property
     def images(self) -> data.Splits:
-        """The images, loaded once.
-
-        Raises:
-            ValueError, FileNotFoundError, RuntimeError: as `data.load`. ValueError too if the study is drawn from published
-                results, which hold none, and `data` does not say where they are, or names other images.
-        """
-        if self.artefacts is not None and self.data == "shapes" and self.summary.name != "shapes":
-            raise ValueError(f"images: not part of the published results in {self.artefacts}; give data to have them")
-        sizes = {name: getattr(self, name) for name in SIZES}
-        images = data.load(self.data, **sizes, root=Path(self.out).parent / "data")
+        """The images, loaded once. Raises as `data.load`; ValueError too if published results were made of other images."""
+        names = ("train_images", "test_images", "image_size", "context", "saturation")
+        options = {name: getattr(self, name) for name in names}
+        images = data.load(self.data, **options, root=Path(self.out).parent / "data")
         images = data.of_classes(images, self.classes) if self.classes else images
-        if self.artefacts is not None and data.summary(images).fingerprints != self.summary.fingerprints:
-            made = f"{self.artefacts} was made of"
-            raise ValueError(f"data: {self.data} holds other images than {made}; they need a profile")
+        if self.artefacts and [*data.summary(images).fingerprints] != [*self.summary.fingerprints]:
+            remedy = "give its own as data, or open a profile"
+            raise ValueError(f"data: {self.data!r} holds other images than {self.artefacts} was made of; {remedy}")
         return images
 
     @functools.cached_property
     def summary(self) -> data.Summary:
         """The images' title, sizes, classes and fingerprints."""
-        if self.artefacts is None:
-            return data.summary(self.images)
-        kept = profiles.publication(self.artefacts)["images"]
-        return data.Summary(**kept | {name: tuple(kept[name]) for name in ("classes", "fingerprints")})
+        if self.artefacts:
+            return data.Summary(**profiles.publication(self.artefacts)["images"])
+        return data.summary(self.images)
 
-    # Networks
-
-    @property
-    def folder(self) -> Path:
-        """Where networks and tables are: `artefacts`, or `out`."""
-        return Path(self.artefacts or self.out)
+    def _path(self, name: str) -> Path:
+        """Where this is kept. Raises FileNotFoundError where published results do not hold it."""
+        path = Path(self.artefacts or self.out) / name
+        if self.artefacts and not path.exists():
+            raise FileNotFoundError(f"{path}: not among the published results; a profile and the images make it")
+        return path
 
     def network_file(self, name: str) -> Path:
-        """Where the network `name` is kept."""
+        """Where the network `name` is kept. Raises FileNotFoundError where published results do not hold it."""
         train_images, validation_images, *_ = self.summary.fingerprints
-        key = self.settings(name).key(train_images + validation_images)
-        return self.folder / "networks" / f"{name}-{key}.safetensors"
+        return self._path(f"networks/{name}-{self.settings(name).key(train_images + validation_images)}.safetensors")
 
     @functools.cache  # noqa: B019 (one study lives as long as its notebook)
     def network(self, name: str, progress: bool | Callable[[int], Any] = True) -> train.Trained:
-        """The network `name`, in eval mode on the study's device; trained now if it is not there yet.
-
-        Of published results, the network published with them. Raises FileNotFoundError if there is none.
-        """
+        """The network `name`, in eval mode on the study's device; trained now if it is not there yet, and not published."""
         file = self.network_file(name)
-        if self.artefacts is None:
-            how = {"device": self.torch_device, "progress": progress}
-            return train.train(self.settings(name), self.images, file.parent, **how)
-        if not file.exists():
-            raise FileNotFoundError(f"{file}: no such network among the published results; {REMEDY}")
-        return train.load(file, self.torch_device)
+        if self.artefacts:
+            return train.load(file, self.torch_device)
+        return train.train(self.settings(name), self.images, file.parent, device=self.torch_device, progress=progress)
 
     def snapshot(self, name: str, share: float) -> nn.Module:
-        """The network `name` after this share of its training, 0.0 to 1.0 (`train.schedule`), in eval mode on the study's device.
+        """The network `name` after this share (`train.schedule`) of its training, in eval mode on the study's device.
 
         Batch-norm statistics are measured over the first 1,024 training images, at the end (1.0) too: running averages of the
-        first steps are of older weights.
-
-        Raises:
-            ValueError: a share of which no snapshot is taken.
-            FileNotFoundError: the snapshot is gone, damaged or not published; it says how to make it again.
+        first steps are of older weights. Raises ValueError for another share, FileNotFoundError for a file that is not whole.
         """
-        trained, file = self.network(name), self.network_file(name)
-        model = copy.deepcopy(trained.model)
-        if share != 1:
-            plan = train.schedule(train.steps(trained.settings, self.summary.train))
-            if share not in plan or trained.settings.objective not in train.SNAPSHOTS:
-                raise ValueError(
-                    f"share: expected one of {', '.join(f'{s:.3g}' for s in plan)} or 1 of a network of "
-                    f"{', '.join(train.SNAPSHOTS)}, got {share!r} of {name}"
-                )
-            place = train.snapshot_path(file, plan[share])
-            try:
-                model.load_state_dict(store.load_tensors(place)[0])
-            except (FileNotFoundError, store.Damaged) as error:
-                raise FileNotFoundError(
-                    f"{place}: no whole snapshot of {name}; snapshots are written while a network is trained: delete {file} to "
-                    "train it again"
-                ) from error
+        settings, final = self.network(name).settings, self.network_file(name)
+        plan = {1.0: train.steps(settings, self.summary.train)}
+        plan |= train.schedule(plan[1.0]) if settings.objective in train.SNAPSHOTS else {}
+        if share not in plan:
+            known = ", ".join(f"{moment:.3g}" for moment in sorted(plan))
+            raise ValueError(f"share: expected one of {known}, got {share!r} of {name}")
+        path = final if share == 1 else train.snapshot_path(final, plan[share])
+        try:
+            weights, _ = store.load_tensors(path)
+        except (FileNotFoundError, store.Damaged) as error:
+            problem = f"no whole snapshot of {name}, as training writes them; delete {final} to train it again"
+            raise FileNotFoundError(f"{path}: {problem}") from error
+        model = settings.build(len(self.summary.classes), self.torch_device)
+        model.load_state_dict(weights)
         train.measure_batch_norm(model, self.images.train.images[:1024].to(self.torch_device))
         return model.eval()
 
-    def missing(self, names: Sequence[str] | None = None) -> list[str]:
+    def missing(self, names: Names = None) -> list[str]:
         """Those of these networks, or of all, that have yet to be trained, in the order of seeds."""
-        names = [n for n in dict.fromkeys(self.names if names is None else names) if not n.startswith("untrained-")]
-        by_seed = sorted(names, key=lambda name: int(name.rpartition("-")[2]))
-        return [name for name in by_seed if self.artefacts is None and not self.network_file(name).exists()]
+        names = [] if self.artefacts else dict.fromkeys(self.names if names is None else names)
+        names = [n for n in names if not (n.startswith("untrained-") or self.network_file(n).exists())]
+        return sorted(names, key=lambda name: int(name.rpartition("-")[2]))
 
-    def expected_seconds(self, name: str) -> float:
-        """How long the network will train, by the time that an image takes now."""
-        return train.passes(self.settings(name), self.summary.train) * self._seconds_per_pass
-
-    @functools.cached_property
-    def _seconds_per_pass(self) -> float:
-        return train.seconds_per_pass(self.settings("simclr-0"), self.images, self.torch_device)
-
-    def train_missing(
-        self, names: Sequence[str] | None = None, *, processes: int | None = None, minutes: float | None = None
-    ) -> None:
+    def train_missing(self, names: Names = None, *, processes: int | None = None, minutes: float | None = None) -> None:
         """Train those of these networks, or of all, that are missing; say before how many and how long, and show one bar.
 
-        Their bits do not depend on how many are trained at a time.
-
-        Args:
-            processes: how many to train side by side, each in a process of its own; None: on a CPU as many as have cores,
-                where that pays, otherwise one after the other in this process.
-            minutes: a network that would not be done after so many is not started, nor any after it.
-
-        Raises:
-            RuntimeError: some could not be trained; says which and why. The others are kept.
+        `processes` at a time, which changes no bit: 0 in this process; None as many as have cores, on a CPU and where that pays.
+        None is started that would not be done after so many `minutes`. Raises RuntimeError, at the end, where some failed.
         """
         names = self.names if names is None else names
         if not (missing := self.missing(names)):
             return
-        seconds = {name: self.expected_seconds(name) for name in missing}
-        if processes is None:
-            pays = self.torch_device.type == "cpu" and sum(seconds.values()) > WORTH_A_PROCESS
+        passes = {name: train.passes(self.settings(name), self.summary.train) for name in missing}
+        seconds = train.seconds_per_pass(self.settings("simclr-0"), self.images, self.torch_device)
+        if processes is None:  # they take some seconds to start
+            pays = self.torch_device.type == "cpu" and sum(passes.values()) * seconds > 20
             processes = joblib.cpu_count() // self.threads if pays and "REPSIM_BATCH" not in os.environ else 0
-        shares: list[list[str]] = [[] for _ in range(max(1, min(processes, len(missing))))]
-        for name in missing:
-            min(shares, key=lambda share: (sum(map(seconds.get, share)), len(share))).append(name)
-        longest = tqdm.format_interval(max(sum(map(seconds.get, share)) for share in shares))
+        shares = [[] for _ in range(max(1, min(processes, len(missing))))]
+        for name in missing:  # each goes to the process that would be done first
+            min(shares, key=lambda share: (sum(map(passes.get, share)), len(share))).append(name)
+        longest = tqdm.format_interval(seconds * max(sum(map(passes.get, share)) for share in shares))
         what = f"{len(missing)} of {len(set(names))} networks, about {longest}: {', '.join(missing)}"
         print(f"Training {what}", file=sys.stderr)
-        total = sum(train.passes(self.settings(name), self.summary.train) for name in missing)
-        with train.progress_bar(total, "training") as bar:
+        with train.progress_bar(sum(passes.values()), "training") as bar:
             if processes:
-                self._train_apart(shares, minutes, bar)
-            else:
-                for name in missing:
-                    folder = self.network_file(name).parent
-                    train.train(self.settings(name), self.images, folder, device=self.torch_device, progress=bar.update)
+                return self._train_apart(shares, minutes, bar)
+            for name in missing:  # not cached, as all may be too large for the device
+                self.network.__wrapped__(self, name, bar.update)
 
     def _train_apart(self, shares: Sequence[Sequence[str]], minutes: float | None, bar: tqdm) -> None:
-        """Train each share of the networks in a process of its own, which ends with this one: it has nobody to report to."""
+        """Train each share of the networks in a process of its own, which ends when nobody reads its numbers of passes."""
         command = [sys.executable, "-m", "repsim.train", "--passes", *(["--minutes", str(minutes)] if minutes else [])]
         for name, value in (dataclasses.asdict(self) | {"out": str(Path(self.out).resolve())}).items():
             command += ["-p", name, json.dumps(value)]
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(self.threads)}
-        # in sessions of their own: Ctrl-C is for this process, which then ends the others
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
-        children = [subprocess.Popen([*command, *share], env=environment, **options) for share in shares]
-
-        def follow(child: subprocess.Popen) -> str:
-            """Why a process failed, if it did: the last line that is not a number of passes."""
-            said = ""
-            for line in map(str.strip, child.stdout):
+        reading, writing = os.pipe()
+        options = {"stdout": writing, "stderr": writing, "cwd": ROOT, "start_new_session": True}  # Ctrl-C is not for it
+        options["env"] = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
+        processes, said = [subprocess.Popen([*command, *share], **options) for share in shares], ""
+        os.close(writing)
+        with open(reading) as lines:
+            for line in map(str.strip, lines):
                 if line.isdigit():
-                    with bar.get_lock():
-                        bar.update(int(line))
+                    bar.update(int(line))
                 else:
                     said = line or said
-            if child.wait() < 0:  # by a signal
-                return "the process died (out of memory, or a crash in a native library)"
-            return (said or f"it ended with status {child.returncode}") if child.returncode else ""
-
-        with ThreadPoolExecutor(len(children)) as pool:
-            try:
-                failures = set(pool.map(follow, children)) - {""}
-            except BaseException:
-                for child in children:
-                    child.terminate()
-                raise
-        if failures:
-            raise RuntimeError(f"{', '.join(self.missing(sum(shares, [])))}: {'; '.join(sorted(failures))}")
-
-    # What is made once and kept
+        statuses = [process.wait() for process in processes]
+        if any(statuses):
+            died = "the process died (out of memory, or a crash in a native library)"
+            raise RuntimeError(f"{', '.join(self.missing(sum(shares, [])))}: {died if min(statuses) < 0 else said}")
 
     def key_of(self, names: Sequence[str]) -> str:
         """Of what is made of these networks: their settings, and the images."""
         return store.digest([self.summary.fingerprints, [self.settings(n).chosen() for n in names], TABLES])
 
-    def table(self, name: str, make: Callable[[], pd.DataFrame], networks: Sequence[str] | None = None) -> pd.DataFrame:
-        """The table `name` of this study, or of some of its networks: read if it is there, otherwise made and kept."""
-        return self._kept(f"tables/{name}", "csv", networks, lambda p: store.load_table(p)[0], make, store.save_table)
-
-    def compared(self, name: str, make: Callable[[], Comparison], networks: Sequence[str] | None = None) -> Comparison:
-        """As `table`, for a comparison, which keeps intervals of the pairs that `keeps_folds` names."""
-        kept = self._tensors(f"tables/{name}", lambda: make().select(keeps_folds).to_tensors(), networks)
-        return Comparison.from_tensors(*kept)
-
-    def tensors(
-        self, name: str, make: Callable[[], Mapping[str, Tensor]], networks: Sequence[str] | None = None
-    ) -> dict[str, Tensor]:
-        """As `table`, for named tensors that tables are made of: kept in OUT/tensors, and not published, as they are large."""
-        return dict(self._tensors(f"tensors/{name}", lambda: (make(), {}), networks)[0])
-
-    def _tensors(self, name: str, make: Callable[[], tuple], networks: Sequence[str] | None) -> tuple[dict, dict]:
-        """As `table`, for tensors with metadata."""
-
-        def save(path: Path, made: tuple[dict, dict], about: dict[str, Any]) -> None:
-            store.save_tensors(path, made[0], made[1] | about)
-
-        return self._kept(name, "safetensors", networks, store.load_tensors, make, save)
-
-    def _kept(self, name, ending, networks, load, make, save) -> Any:
-        """What load(path) or make() gives, in the latter case after save(path, it, about), about being how it was made."""
+    def _kept(self, name: str, ending: str, make: Callable[[], tuple], networks: Names) -> tuple[Any, dict]:
+        """(content, metadata) of a CSV or safetensors file of these networks: read if it is there, otherwise made and kept."""
         networks, begun = self.names if networks is None else networks, time.monotonic()
-        path = self.folder / f"{name}-{self.key_of(networks)}.{ending}"
-        if self.artefacts is not None:
-            if not path.exists():
-                raise FileNotFoundError(f"{path}: no such table among the published results; {REMEDY}")
-            return load(path)
+        path = self._path(f"{name}-{self.key_of(networks)}.{ending}")
+        load, save = FORMATS[ending]
 
-        def save_with_protocol(path: Path, made: Any) -> None:
+        def save_with_protocol(path: Path, made: tuple[Any, dict]) -> None:
             about = {"table": Path(name).name, "networks": list(networks), "protocol": dict(self.protocol().to_numpy())}
-            save(path, made, about | {"seconds": round(time.monotonic() - begun, 1)})
+            save(path, made[0], made[1] | about | {"seconds": round(time.monotonic() - begun, 1)})
 
-        return store.load_or_make(path, load, make, save_with_protocol)
+        return load(path) if self.artefacts else store.load_or_make(path, load, make, save_with_protocol)
 
-    @functools.cached_property
-    def views(self) -> dict[str, Callable[..., Tensor]]:
-        """The two draws of SimCLR's augmentations, in the strengths that this study trains with, of which readings are made."""
-        return dict.fromkeys(VIEWS, functools.partial(augment.simclr, **self.settings("simclr-0").simclr_views()))
+    def table(self, name: str, make: Callable[[], pd.DataFrame], networks: Names = None) -> pd.DataFrame:
+        """The table `name` of this study, or of some of its networks: read if it is there, otherwise made and kept."""
+        return self._kept(f"tables/{name}", "csv", lambda: (make(), {}), networks)[0]
+
+    def compared(self, name: str, make: Callable[[], Comparison], networks: Names = None) -> Comparison:
+        """As `table`, for a comparison, with intervals of layers of one name, of a network's own grid, and of the labels."""
+
+        def kept(a: Source, b: Source) -> bool:
+            return a[1] == b[1] or a[0] == b[0] or "labels" in (a[0], b[0])
+
+        files = f"tables/{name}", "safetensors"
+        return Comparison.from_tensors(*self._kept(*files, lambda: make().select(kept).to_tensors(), networks))
+
+    def per_network(self, table: str, names: Sequence[str], make: Callable[[str], pd.DataFrame]) -> pd.DataFrame:
+        """One table per network, kept one by one (for any study with that network), as one with a column `network`."""
+        tables = [self.table(f"{table}-{n}", functools.partial(make, n), [n]).assign(network=n) for n in names]
+        return pd.concat(tables, ignore_index=True)
 
     @functools.cache  # noqa: B019
     def comparison(self) -> Comparison:
-        """CKA of all layers of all networks over the first CKA_IMAGES test images, from one pass.
+        """CKA of all layers of all networks, "labels" and "pixels" over the first CKA_IMAGES test images, from one pass.
 
-        Streams: every network, "labels", "pixels". Estimators: "unbiased", "rbf", and "trimmed", without the images that are
-        among the largest 1 % by norm at the end of some stage of some network.
+        Estimators: "unbiased", "rbf", and "trimmed", without the largest 1 % of images by norm at the end of any stage.
         """
 
         def make() -> Comparison:
             self.train_missing()
-            labels, estimators = self.images.test.labels[:CKA_IMAGES], ("unbiased", "rbf", "trimmed")
-            options = {"labels": labels, "pixels": True, "estimators": estimators}
-            return self.compare(self.names, leave_out=self._outliers(len(labels)), **options)
+            labels, largest = self.images.test.labels[:CKA_IMAGES], set()  # as Davari et al. (2022) leave out
+            for name, stage in itertools.product(self.names, models.STAGES):
+                features = self.features(name, "test")
+                x = features[claims.end_of(list(features), stage)][: len(labels)].double()
+                norms = torch.linalg.vector_norm(x - x.mean(0), dim=1)
+                largest |= set(norms.topk(math.ceil(0.01 * len(labels))).indices.tolist())
+            options = {"labels": labels, "pixels": True, "estimators": ("unbiased", "rbf", "trimmed")}
+            return self.compare(self.names, leave_out=torch.tensor(sorted(largest)), **options)
 
         return self.compared("cka", make)
 
-    def compare(
-        self, networks: Sequence[str], others: Mapping[str, nn.Module] | None = None, **options: Any
-    ) -> Comparison:
-        """CKA of all layers of these networks, which are trained if missing, over the first CKA_IMAGES test images, in FOLDS folds.
+    def compare(self, networks: Sequence[str], others: Mapping[str, nn.Module] | None = None, **options) -> Comparison:
+        """CKA of all layers of these networks, trained if missing, and `others`, such as snapshots: name -> network.
 
-        others: name -> further networks, such as snapshots. options: further arguments of `cka.compare`. `compared` keeps the
-        result.
+        Of the first CKA_IMAGES test images, in FOLDS folds, with `options` of `cka.compare`. `compared` keeps the result.
         """
         self.train_missing(networks)
         images = self.images.test.images[:CKA_IMAGES]
@@ -419,102 +327,74 @@ class Study:
         options |= {"batch_size": math.ceil(len(images) / batches), "folds": FOLDS}
         return cka.compare(nets, images, progress=True, **options)
 
-    def _outliers(self, count: int, fraction: float = 0.01) -> Tensor:
-        """Those of the first test images that are among the farthest from the mean at the end of a stage (Davari et al. 2022)."""
-        largest = set()
-        for name in self.names:
-            features = self.features(name, "test")
-            for stage in models.STAGES:
-                x = features[claims.end_of(list(features), stage)][:count].double()
-                norms = torch.linalg.vector_norm(x - x.mean(0), dim=1)
-                largest |= set(norms.topk(math.ceil(fraction * count)).indices.tolist())
-        return torch.tensor(sorted(largest))
-
     @functools.lru_cache(maxsize=8)  # noqa: B019
     def features(self, name: str, split: str, view: str | None = None) -> dict[str, Tensor]:
-        """Pooled features of every layer of a network: layer -> (n, channels), of the images or of a random view of them.
-
-        "pixels" is a network too, of one layer of that name.
-        """
+        """Pooled features of a network's layers, or "pixels": layer -> (n, channels), of images or of a SimCLR view of them."""
         images = getattr(self.images, split).images
         if view is not None:
-            chunks = enumerate(images.split(1024))
-            draws = [self.views[view](chunk, store.generator("features", split, view, i)) for i, chunk in chunks]
-            images = torch.cat(draws)
+            draws = (store.generator("features", split, view, i) for i in itertools.count())
+            strengths, chunks = self.settings("simclr-0").simclr_views(), zip(images.split(1024), draws)
+            images = torch.cat([augment.simclr(*chunk, **strengths) for chunk in chunks])
         if name == "pixels":
-            x = data.as_input(images) if images.dtype == torch.uint8 else images
-            return {"pixels": x.flatten(1)}
+            return {"pixels": (data.as_input(images) if view is None else images).flatten(1)}
         return taps.pooled(self.network(name).model, images)
 
     @functools.cache  # noqa: B019
     def readings(self, name: str) -> dict[str, pd.DataFrame]:
         """What can be read out of each layer of a network, by fold of the test images: measure -> (folds, layers).
 
-        Measures: "probe" (cross-entropy, nats), "correct" (of its most probable class), "knn" (ten nearest training images),
-        "retrieval" (of an image's other view), "views" (fitted NT-Xent, nats), "views of a class" (the same in batches of one
-        class); of "pixels" the first three. Residual layers and the pool, which is the end of stage 4, are left out.
+        "probe" (cross-entropy, nats), "correct" (of its most probable class), "knn" (ten nearest training images), and of all but
+        "pixels" "retrieval" (of an image's other view), "views" (fitted NT-Xent, nats), "views of a class" (in batches of one
+        class). Residual layers and the pool, which is the end of stage 4, are left out.
         """
-        networks = [] if name == "pixels" else [name]
-        return folded(*self._tensors(f"tables/readings-{name}", lambda: self._read(name), networks))
-
-    def _read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Each test image's outcomes, measure -> (n, layers), and the layers' names."""
 
         def of(split: str, view: str | None = None) -> dict[str, Tensor]:
             features = self.features(name, split, view)
             return {l: x for l, x in features.items() if models.layer_kind(l) not in ("residual", "pool")}
 
-        labels = {split: getattr(self.images, split).labels for split in ("train", "validation", "test")}
-        classes = len(self.summary.classes)
-        fit = [value for split in labels for value in (of(split), labels[split])]
-        probe = probes.linear_probe(*fit, classes=classes)
-        tables = {"probe": probe.loss, "correct": probe.correct}
-        tables["knn"] = probes.knn(of("train"), labels["train"], of("test"), labels["test"], classes=classes)
-        if name != "pixels":
-            views = [of(split, view) for split in ("train", "test") for view in VIEWS]
-            options = {"batch": min(128, self.summary.train, self.summary.test), "steps": 150}
-            options["temperature"] = self.settings("simclr-0").temperature
-            fitted = probes.fitted_nt_xent(*views, labels["test"], **options)
-            tables |= {"retrieval": probes.retrieval(*views[2:]), "views": fitted.mixed}
-            tables |= {"views of a class": fitted.of_a_class}
-        outcomes = {measure: torch.tensor(table.to_numpy(dtype="float32")) for measure, table in tables.items()}
-        return outcomes, {"layers": {measure: list(table) for measure, table in tables.items()}}
+        def make() -> tuple[dict[str, Tensor], dict[str, Any]]:  # each test image's outcomes, and the layers' names
+            labels = {split: getattr(self.images, split).labels for split in ("train", "validation", "test")}
+            classes, temperature = len(self.summary.classes), self.settings("simclr-0").temperature
+            probe = probes.linear_probe(*(x for split in labels for x in (of(split), labels[split])), classes=classes)
+            tables = {"probe": probe.loss, "correct": probe.correct}
+            tables["knn"] = probes.knn(of("train"), labels["train"], of("test"), labels["test"], classes=classes)
+            if name != "pixels":
+                views = [of(split, view) for split in ("train", "test") for view in claims.VIEWS]
+                options = {"batch": min(128, self.summary.train, self.summary.test), "temperature": temperature}
+                fitted = probes.fitted_nt_xent(*views, labels["test"], steps=150, **options)
+                tables |= {"retrieval": probes.retrieval(*views[2:])}
+                tables |= {"views": fitted.mixed, "views of a class": fitted.of_a_class}
+            outcomes = {measure: torch.tensor(table.to_numpy(dtype="float32")) for measure, table in tables.items()}
+            return outcomes, {"layers": {measure: list(table) for measure, table in tables.items()}}
 
-    def per_network(self, table: str, names: Sequence[str], make: Callable[[str], pd.DataFrame]) -> pd.DataFrame:
-        """One table per network, kept one by one (for any study with that network), as one with a column `network`."""
-        tables = [self.table(f"{table}-{n}", functools.partial(make, n), [n]).assign(network=n) for n in names]
-        return pd.concat(tables, ignore_index=True)
-
-    def history(self, names: Sequence[str] | None = None) -> pd.DataFrame:
-        """The training histories: network, epoch, loss, validation_loss, learning_rate."""
-        return self.per_network("history", self.names if names is None else names, lambda n: self.network(n).history)
-
-    # What the claims rest on
+        networks = [] if name == "pixels" else [name]
+        outcomes, about = self._kept(f"tables/readings-{name}", "safetensors", make, networks)
+        folds = folded(outcomes, about)
+        tables = {m: pd.DataFrame(folds[m].numpy(), columns=layers) for m, layers in about["layers"].items()}
+        for table in tables.values():
+            table.attrs["images"] = folds["images"].numpy()
+        return tables
 
     def basis(self) -> str:
         """The scale of this study in one sentence."""
-        images, settings = self.summary, self.settings("sl-0")
+        images, sl, simclr = self.summary, self.settings("sl-0"), self.settings("simclr-0")
         return (
-            f"{images.name}, {images.train:,} training and {images.test:,} test images; {settings.architecture} of "
-            f"width {settings.width}; {settings.epochs} epochs SL, {self.settings('simclr-0').epochs} epochs SimCLR; "
-            f"{self.seeds} seeds"
+            f"{images.name}, {images.train:,} training and {images.test:,} test images; {sl.architecture} of width {sl.width}; "
+            f"{sl.epochs} epochs SL, {simclr.epochs} epochs SimCLR; {self.seeds} seeds"
         )
 
     @functools.cache  # noqa: B019
     def evidence(self) -> Evidence:
         """Comparison and readings of all networks, which are trained if they are missing."""
-        self.train_missing()
         return Evidence(self.comparison(), {name: self.readings(name) for name in self.names}, self.seeds)
 
     @functools.cache  # noqa: B019
     def accuracy(self) -> dict[str, float]:
         """Accuracy of the linear probe at the pool, averaged over seeds and images, of each objective, and of "pixels"."""
-        readings = {name: self.readings(name) for name in self.names}
-        evidence = Evidence(None, readings, self.seeds)
-        layer = claims.end_of(list(readings["sl-0"]["correct"]), "layer4")
-        objectives = ("untrained", "sl", "simclr", *self.controls)
+        evidence = Evidence(None, {name: self.readings(name) for name in self.names}, self.seeds)
+        layer = claims.end_of(list(self.readings("sl-0")["correct"]), "layer4")
+        objectives, pixels = ("untrained", "sl", "simclr", *self.controls), self.readings("pixels")["correct"]
         accuracy = {o: float(evidence.reading("correct", o, layer)[0]) for o in objectives}
-        pixels = self.readings("pixels")["correct"]
         return accuracy | {"pixels": float(np.average(pixels["pixels"], weights=pixels.attrs["images"]))}
 
     def gate(self) -> str:
@@ -536,41 +416,33 @@ class Study:
         return judged
 
     def keep(self, name: str, verdicts: list[dict[str, Any]], learnt: str | None = None) -> None:
-        """Write verdicts to OUT/claims/NAME.json, for run_all.py to collect, each with what this study's are based on.
-
-        learnt: what the networks have learnt, in one sentence, where they are others than the study's own.
-        """
+        """Write verdicts to OUT/claims/NAME.json, for run_all.py to collect, with what they rest on and networks have learnt."""
         about = {"basis": self.basis(), "exploratory": self.summary.factors}
-        about["preregistration"] = git("log", "-1", "--format=%h", "--", "docs/preregistration.md")
+        about["preregistration"] = git("log -1 --format=%h -- docs/preregistration.md")
         about["learnt"] = self.learnt() if learnt is None else learnt
         text = json.dumps([about | row for row in verdicts], indent=1, allow_nan=False)
         store.write(Path(self.out) / "claims" / f"{name}.json", text + "\n")
 
     def answer(self, judged: Sequence[Claim]) -> str:
         """Markdown: each claim's effect with its verdict, and whether the networks have learnt."""
-        lines = []
-        for claim in judged:
-            reason = f" {claim.reason}." * bool(claim.reason and not claim.gate)
-            lines.append(f"- {claim.sentence} **{claim.id}: {claim.verdict}.**{reason}")
+        reasons = [f" {claim.reason}." * bool(claim.reason and not claim.gate) for claim in judged]
+        lines = [f"- {c.sentence} **{c.id}: {c.verdict}.**{reason}" for c, reason in zip(judged, reasons)]
         lines.append(f"\n*This run:* {self.basis()}. {self.learnt()}")
         if self.summary.factors:
             lines.append("\n*Exploratory: these images were designed so that the phenomenon shows.*")
-        if self.gate():
-            lines.append(f"\n**Not judged:** {self.gate()}.")
+        if gate := self.gate():
+            lines.append(f"\n**Not judged:** {gate}.")
         return "\n".join(lines)
 
     def attacks(self) -> pd.DataFrame:
         """What attacks make of the claims, as chapter 05 left it or as it is published; no rows if there is nothing."""
-        file = self.folder / ("claims.json" if self.artefacts else "claims/attacks.json")
+        file = Path(self.artefacts or self.out) / ("claims.json" if self.artefacts else "claims/attacks.json")
         rows = json.loads(file.read_text()) if file.exists() else []
         rows = [attack for claim in rows for attack in claim["attacks"]] if self.artefacts else rows
         return pd.DataFrame(rows, columns=["row", "value", "family", "name", "whole"])
 
-    def protocol(self, networks: Sequence[str] | None = None) -> pd.DataFrame:
-        """How the numbers of this study are made: two columns, what and how. Every table's file carries it.
-
-        networks: where they are not those that the study itself trains.
-        """
+    def protocol(self, networks: Names = None) -> pd.DataFrame:
+        """How the numbers of these networks, or of all, are made: two columns, what and how. Every table's file carries it."""
         images = self.summary
         rows = {
             "images": f"{images.name}: {images.train:,} training, {images.validation:,} validation (cut from the "
@@ -590,87 +462,65 @@ class Study:
 
     def colophon(self) -> pd.DataFrame:
         """What produced this execution: versions, commit, parameters, time. Two columns, what and how."""
-        unsaid = (
-            ("out", "data") if self.artefacts else ("out",)
-        )  # the protocol says of what images published results are
-        parameters = {name: value for name, value in dataclasses.asdict(self).items() if name not in unsaid}
-        text = ", ".join(f"{name} = {value}" for name, value in parameters.items() if value is not None)
+        unsaid = ("out", "data") if self.artefacts else ("out",)  # published results' images are in the protocol
+        fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in unsaid and v is not None}
         rows = {
-            "parameters": text.replace(f"{ROOT}/", ""),
-            "versions": f"{VERSIONS}, commit {git('describe', '--always', '--dirty')}",
+            "parameters": ", ".join(f"{name} = {value}" for name, value in fields.items()).replace(f"{ROOT}/", ""),
+            "versions": f"{VERSIONS}, commit {git('describe --always --dirty')}",
             "device": f"{self.torch_device}, {torch.get_num_threads()} threads on {os.cpu_count()} cores",
             "time": f"{time.monotonic() - self.begun:.0f} s since the study was opened in this notebook",
         }
         return pd.DataFrame(rows.items(), columns=["what", "how"])
 
 
-def keeps_folds(first: Source, second: Source) -> bool:
-    """Whether this pair needs an interval: layers of one name, a network's own grid, and the labels."""
-    (a, k), (b, l) = first, second
-    return k == l or a == b or "labels" in (a, b)
+def folded(outcomes: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Readings by fold of the test images, measure -> (folds, layers), with each fold's number of "images", as published."""
+    if "images" in outcomes:
+        return dict(outcomes)
+    tables = {measure: probes.by_fold(pd.DataFrame(outcomes[measure].double().numpy())) for measure in about["layers"]}
+    counts = torch.tensor(tables["probe"].attrs["images"])
+    return {measure: torch.tensor(table.to_numpy()) for measure, table in tables.items()} | {"images": counts}
 
 
-def folded(outcomes: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
-    """Readings by fold of the test images, measure -> (folds, layers), from each image's outcomes or from published folds."""
-    layers = about["layers"]
-    tables = {name: pd.DataFrame(outcomes[name].double().numpy(), columns=layers[name]) for name in layers}
-    if "images" not in outcomes:
-        return {measure: probes.by_fold(table) for measure, table in tables.items()}
-    for table in tables.values():
-        table.attrs["images"] = outcomes["images"].numpy()
-    return tables
-
-
-def git(*arguments: str) -> str:
+def git(arguments: str) -> str:
     """What git says of this checkout; "unknown" if nothing."""
-    try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    done = subprocess.run(f"git {arguments}", shell=True, cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip() or "unknown"
 
 
 def publish(study: Study, folder: str | Path) -> Path:
-    """Copy what a run kept of this study to `folder`: tables, verdicts, and provenance.json, which says how they were made.
-
-    Tables are those in `study.out` that are of networks with these settings on these images; readings are kept by fold, a
-    hundredth of each image's outcomes. Verdicts are those that run_all.py collected. Networks that lie in `folder` stay.
-    `Study.open(folder)` reads it.
+    """Copy tables of these settings and images and the verdicts that run_all.py collected, and say in provenance.json how they were
+    made: a folder for `Study.open`. Networks that lie in it stay; readings are kept by fold. Raises `store.Damaged`.
     """
-    folder, verdicts = Path(folder), Path(study.out) / "claims.json"
-    commit = git("describe", "--always", "--dirty")  # before anything in the checkout changes
+    folder, verdicts, abouts = Path(folder), Path(study.out) / "claims.json", {}
+    commit = git("describe --always --dirty")  # before anything in the checkout changes
     shutil.rmtree(folder / "tables", ignore_errors=True)
     (folder / "tables").mkdir(parents=True)
     (folder / "claims.json").unlink(missing_ok=True)
     if verdicts.exists() and json.loads(verdicts.read_text()):
         shutil.copyfile(verdicts, folder / "claims.json")
-    seconds, networks = {}, set()
     for path in sorted((Path(study.out) / "tables").glob("[!.]*")):
-        about, target = store.load_meta(path), folder / "tables" / path.name
-        name, _, key = path.stem.rpartition("-")
-        if key != study.key_of(about["networks"]):
-            continue
-        if name.startswith("readings-"):
-            tables = folded(*store.load_tensors(path))
-            tensors = {measure: torch.tensor(table.to_numpy()) for measure, table in tables.items()}
-            store.save_tensors(target, tensors | {"images": torch.tensor(tables["probe"].attrs["images"])}, about)
-        else:
-            shutil.copyfile(path, target)
-        networks |= set(about["networks"])
-        seconds[name] = about["seconds"]
+        (load, save), (name, _, key) = FORMATS[path.suffix[1:]], path.stem.rpartition("-")
+        content, about = load(path)
+        if key == study.key_of(about["networks"]):
+            abouts[name] = about
+            if name.startswith("readings-"):
+                save(folder / "tables" / path.name, folded(content, about), about)
+            else:
+                shutil.copyfile(path, folder / "tables" / path.name)
     files = sorted(path for part in ("tables/*", "networks/*", "claims.json") for path in folder.glob(part))
-    trained = {name: file for name in sorted(networks) if (file := study.network_file(name)).exists()}
+    networks = {name: study.network_file(name) for about in abouts.values() for name in about["networks"]}
     cuda = study.torch_device.type == "cuda"
     provenance = {
         "parameters": {name: value for name, value in dataclasses.asdict(study).items() if name not in PLACES},
         "images": study.summary._asdict(),
         "basis": study.basis(),
-        "made": datetime.date.today().isoformat(),
+        "made": time.strftime("%Y-%m-%d"),
         "commit": commit,
         "versions": PACKAGES,
         "hardware": torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {study.threads} threads",
-        "training_seconds": {name: store.load_meta(file)["seconds"] for name, file in trained.items()},
-        "seconds": seconds,
+        "training_seconds": {n: store.load_tensors(f)[1]["seconds"] for n, f in sorted(networks.items()) if f.exists()},
+        "seconds": {name: about["seconds"] for name, about in abouts.items()},
         "checksums": {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files},
     }
     store.write(folder / "provenance.json", json.dumps(provenance, indent=1, allow_nan=False) + "\n")
@@ -680,25 +530,25 @@ def publish(study: Study, folder: str | Path) -> Path:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train networks of a study where its notebooks look for them; by all ranks where torchrun starts them."""
     parser = argparse.ArgumentParser(prog="python -m repsim.train", description=main.__doc__)
-    add, fields = parser.add_argument, {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
+    add = parser.add_argument
     add("network", nargs="+", help="OBJECTIVE-SEED, such as simclr-0")
     add("--profile", default="quick", metavar="NAME|FILE", help="profiles/NAME.yaml or a YAML file")
-    add("-p", **fields, help="a field of the study")
-    add("--minutes", type=float, default=math.inf, help="start no network that would not be done by then")
+    add("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a field of the study")
+    add("--minutes", type=float, help="start no network that would not be done by then")
     add("--passes", action="store_true", help="print the number of image passes after each step, for a bar")
     options, begun = parser.parse_args(argv), time.monotonic()
     try:
         study = Study.open(options.profile, **profiles.read_changes(options.p))
-        for name in options.network:
-            study.settings(name)
-        study.images  # noqa: B018 (looked at before the ranks meet)
+        _ = study.images, [study.settings(name) for name in options.network]  # looked at before the ranks meet
     except (ValueError, OSError, RuntimeError) as error:
         parser.error(str(error))
     report = functools.partial(print, flush=True) if options.passes else True
     with distributed.started(study.torch_device):
+        measured = study.settings("simclr-0"), study.images, study.torch_device
+        per_pass = train.seconds_per_pass(*measured) if options.minutes else 0
         for name in options.network:
-            expected = study.expected_seconds(name) if math.isfinite(options.minutes) else 0
-            if time.monotonic() - begun + expected > 60 * options.minutes:
+            seconds = per_pass * train.passes(study.settings(name), study.summary.train)
+            if options.minutes and time.monotonic() - begun + seconds > 60 * options.minutes:
                 break
             loss = study.network(name, report).history.loss.iloc[-1]
             if not (distributed.rank() or options.passes):

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import nbformat
-import papermill
 import psutil  # of ipykernel
 import pytest
 
@@ -83,8 +82,8 @@ def project(tmp_path, monkeypatch):
 def test_runs_once_and_then_only_what_changed(project):
     assert project() == (0, ["a", "b", "c", "train", "train", "train"])
     assert [c["id"] for c in json.loads((project.out / "claims.json").read_text())] == ["C1", "C2"]
-    assert (project.out / "index.html").exists()
-    assert project() == (0, [])
+    written = (project.out / "index.html").stat().st_mtime_ns
+    assert project() == (0, []) and (project.out / "index.html").stat().st_mtime_ns == written
     (project.out / "claims" / "C2.json").write_text("{")  # a verdict is damaged
     assert project() == (0, ["b"])
     source = project.notebooks / "a.ipynb"
@@ -157,11 +156,7 @@ def test_a_kernel_that_dies_in_the_middle_is_said_and_leaves_what_was_there(proj
     assert "was executed with other settings, images or sources" in page and 'id="C2"' in page and 'id="C1"' not in page
     notebook(project.notebooks, "b", "import os\nos.kill(os.getpid(), 9)")
     assert project()[1] == []
-    said = capfd.readouterr().err.split("stopped")[-1]
-    assert said.count("a: The kernel died (out of memory, or a crash in a native library).") == 2 - said.count(
-        "a: the same"
-    )
-    assert said.count("the same") == 1, "the second time it is not explained again"
+    assert capfd.readouterr().err.count(": it died (out of memory, or a crash in a native library)") == 3
     assert (project.out / "notebooks" / "a.ipynb").read_bytes() == whole
 
 
@@ -172,26 +167,6 @@ def test_verdicts_of_other_settings_are_not_mixed_into_the_report(project):
     assert (project.out / "index.html").read_text().count("was executed with other settings") == 3, "01, a and c"
     assert project() == (0, ["b", "train", "train"])
     assert [c["id"] for c in json.loads((project.out / "claims.json").read_text())] == ["C1", "C2"]
-
-
-def test_a_kernel_that_dies_at_its_start_is_started_again(project, monkeypatch):
-    execute, tries = papermill.execute_notebook, []
-
-    def dying(*args, **options):
-        tries.append(args)
-        if len(tries) == 1:
-            raise RuntimeError("Kernel died before replying to kernel_info")
-        return execute(*args, **options)
-
-    monkeypatch.setattr(papermill, "execute_notebook", dying)
-    assert project("--only", "01_training", "--jobs", "1") == (0, ["train"] * 3) and len(tries) == 4
-
-
-def test_a_run_with_nothing_changed_does_not_write_the_report_again(project):
-    project()
-    page = project.out / "index.html"
-    written = page.stat().st_mtime_ns
-    assert project() == (0, []) and page.stat().st_mtime_ns == written
 
 
 def test_list_says_what_would_run_and_runs_nothing(project, capfd):
@@ -222,14 +197,14 @@ def test_further_chapters_run_when_asked_for_and_stay_in_the_report(project, cap
 
 def test_every_chapter_is_there_with_what_it_trains(tmp_path):
     plan = run_all.jobs(Study.open("quick", seeds=1, out=str(tmp_path)), {})
-    own = tuple(name for name in Study.open("quick", seeds=1).names if not name.startswith("untrained"))
-    assert all(job.source.exists() for job in plan.values()) and plan["01_training-sl-0"].networks == ("sl-0",)
+    own = [name for name in Study.open("quick", seeds=1).names if not name.startswith("untrained")]
+    assert all(job.source.exists() for job in plan.values()) and plan["01_training-sl-0"].networks == ["sl-0"]
     assert plan["02_layerwise_comparison"].networks == own and "sl-0" in own
     for name in ("06_between_the_objectives", "07_when_it_happens", "08_auxiliary_tasks"):
-        assert plan[name].needs == tuple(f"01_training-{network}" for network in own)
+        assert plan[name].needs == [f"01_training-{network}" for network in own]
     rungs = ("ce_views-0", "supcon-0", "nscl-0")
     families = ("byol-0", "byol-1", "barlow-0", "barlow-1", "vicreg-0", "vicreg-1", "rotation-0", "rotation-1")
-    assert plan["06_between_the_objectives"].networks == (*own, *rungs, *families)
+    assert plan["06_between_the_objectives"].networks == [*own, *rungs, *families]
 
 
 def test_networks_are_trained_before_the_notebooks_and_only_those_that_they_need(project, monkeypatch):
@@ -250,26 +225,16 @@ def test_where_time_ends_whole_seeds_are_drawn(project, monkeypatch, capfd):
     monkeypatch.setattr(Study, "missing", lambda self, names: [name for name in missing if name in names])
     assert project("-p", "seeds", "2", "--minutes", "1") == (0, ["a", "b", "c", "train", "train", "train"])
     missing = ["sl-0", "sl-1"]
-    assert project("-p", "seeds", "2", "--minutes", "1", "--force") == (1, [])
+    with pytest.raises(SystemExit):
+        project("-p", "seeds", "2", "--minutes", "1", "--force")
     assert "sl-0, sl-1: there was no time for these" in capfd.readouterr().err
 
 
 def test_images_are_looked_at_once_before_anything_runs(project, capfd):
-    assert project("-p", "data", str(project.folder)) == (1, [])
+    with pytest.raises(SystemExit):
+        project("-p", "data", str(project.folder))
     error = capfd.readouterr().err
     assert error.count("run_all.py: error") == error.count("train/CLASS") == 1 and not project.trained
-
-
-def test_nothing_is_read_again_where_nothing_changed(project, monkeypatch, capfd):
-    project()
-    with monkeypatch.context() as without:
-        for module in ("repsim.study", "papermill", "torch"):
-            without.setitem(sys.modules, module, None)
-        assert project() == (0, [])
-    assert "0 to run, 6 up to date" in capfd.readouterr().out
-    source = project.notebooks / "c.ipynb"
-    source.write_text(source.read_text().replace("# c", "# C"))
-    assert project() == (0, ["c"])
 
 
 def test_scripts_run_without_jupyter_and_what_they_leave_is_collected(project, monkeypatch, capfd):
@@ -354,7 +319,7 @@ def test_a_killed_run_leaves_no_process_behind(project):
 def test_unusable_requests_are_refused_before_anything_runs(options, message, project, capfd):
     with pytest.raises(SystemExit) as stop:
         project(*options)
-    assert stop.value.code == 2 and not project.out.exists()
+    assert stop.value.code and not project.out.exists()
     assert re.search(message, capfd.readouterr().err)
 
 
@@ -381,7 +346,6 @@ PAPERMILL = [sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-
     [
         (["-y", "changes: {wdith: 3}"], "parameter: expected .*'wdith' .did you mean width"),
         (["-y", "changes: {width: wide}"], "width: expected int, got 'wide'"),
-        (["-p", "width", "16"], "width: this notebook has no such parameter.*changes: {'width': ...}"),
         (["-p", "profile", "qiuck"], "profile: no file .*did you mean quick"),
     ],
 )

@@ -95,7 +95,7 @@ def _make(path, log):
         time.sleep(0.3)
         return pd.DataFrame({"a": [1]})
 
-    store.load_or_make(path, lambda p: store.load_table(p)[0], make, store.save_table)
+    store.load_or_make(path, lambda p: store.load_table(p)[0], make, lambda p, table: store.save_table(p, table, {}))
 
 
 def test_of_two_processes_one_makes_and_the_other_waits(tmp_path):
