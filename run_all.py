@@ -69,8 +69,8 @@ def fingerprint(value: Any, *files: Path) -> str:
     return hashlib.sha256(json.dumps([value, contents], sort_keys=True, default=str).encode()).hexdigest()
 
 
-def jobs(study: Study, parameters: dict[str, Any]) -> dict[str, Job]:
-    """All executions of the study by name, the further chapters too, each after what it needs."""
+def jobs(study: Study, parameters: dict[str, Any], slow: bool = True) -> dict[str, Job]:
+    """All executions of the study by name, the further chapters too, each after what it needs; `slow`: with all attacks."""
     out, plan = Path(study.out), {}
     images = [(path, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(Path(study.data).rglob("*"))]
     code = [*ROOT.glob("repsim/*.py"), Path(study.artefacts or out) / "provenance.json"]
@@ -90,7 +90,9 @@ def jobs(study: Study, parameters: dict[str, Any]) -> dict[str, Job]:
     add(TRAINING, TRAINING, each, [], own)
     for chapter, (needs, leaves, objectives) in (CHAPTERS | FURTHER).items():
         more = [o if o[-1].isdigit() else f"{o}-{seed}" for o in objectives for seed in range(study.seeds)]
-        add(chapter, chapter, each if needs == [TRAINING] else needs, leaves, [] if study.artefacts else own + more)
+        less = {} if slow or study.artefacts or chapter != "05_is_it_real" else {"slow": False}
+        needed, networks = each if needs == [TRAINING] else needs, [] if study.artefacts else own + more
+        add(chapter, chapter, needed, leaves, networks, **less)
     return plan
 
 
@@ -113,7 +115,8 @@ def execute(job: Job) -> str | None:
     with tempfile.TemporaryDirectory() as scratch:
         executed = Path(scratch) / job.source.name
         # sockets in a folder, not ports: of two kernels that start at once, both may choose the same port
-        config = Config(KernelManager={"transport": "ipc", "connection_file": f"{scratch}/kernel.json"})
+        transport = "tcp" if os.name == "nt" else "ipc"
+        config = Config(KernelManager={"transport": transport, "connection_file": f"{scratch}/kernel.json"})
         options = {"kernel_name": "python3", "cwd": NOTEBOOKS, "progress_bar": False, "config": config}
         options["extra_arguments"] = ["--IPKernelApp.log_level=CRITICAL"]  # the terminal is for what this program says
         try:
@@ -206,7 +209,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--profile", default="quick", metavar="NAME|FILE|DIR", help="a profile, a YAML file, or published results")
     add("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a field of the study")
     add("--only", metavar="NOTEBOOK", help="run this notebook and what it needs")
-    add("--all", action="store_true", help=f"the further chapters as well: {', '.join(FURTHER)}")
+    add("--all", action="store_true", help="also the slow attacks of 05, and 06 to 08")
     add("--jobs", type=int, metavar="N", help="at a time; if not given 1 on a GPU, else up to 4 that have cores")
     add("--minutes", type=float, metavar="N", help="train as many seeds as there is time for, and draw those")
     add("--force", action="store_true", help="run what is up to date as well (networks are kept)")
@@ -226,7 +229,8 @@ def main(argv: list[str] | None = None) -> int:
                 raise ValueError(f"--{name}: expected a positive number, got {value}")
         changes = read_changes(options.p) | ({"out": options.out} if options.out else {})
         study = Study.open(options.profile, **changes)
-        plan, out = jobs(study, {"profile": options.profile, "changes": changes}), Path(study.out)
+        parameters, out = {"profile": options.profile, "changes": changes}, Path(study.out)
+        plan = jobs(study, parameters, slow=options.all or options.only is not None)
         chosen = {name for name, job in plan.items() if options.only in (None, name, job.source.stem)}
         if not chosen:
             raise ValueError(f"--only: expected one of {', '.join(plan)}, got {options.only!r}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,15 +70,28 @@ def changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     return values
 
 
+def check_injected() -> None:
+    """Raise ValueError if papermill was given a parameter that the notebook does not have: it would warn and go on."""
+    known: list[str] = []
+    for cell in vars(sys.modules["__main__"]).get("In", ()):  # the cells that this notebook has executed
+        assigned = re.findall(r"^(\w+) = ", cell, re.M)
+        if cell.startswith("# Parameters\n") and (unknown := sorted(set(assigned) - set(known))):
+            raise ValueError(
+                f"{', '.join(unknown)}: this notebook has no such parameter; its own are {', '.join(known)}, and a field of "
+                f"the study goes into changes: {{{unknown[0]!r}: ...}}"
+            )
+        known += assigned
+
+
 def publication(folder: str | Path) -> dict[str, Any]:
     """What provenance.json says of published results. Raises ValueError where it does not, or a file is not what was published."""
     source = Path(folder) / "provenance.json"
-    about = json.loads(source.read_text()) if source.exists() else {}
-    if "checksums" not in about:
-        raise ValueError(
-            f"profile: expected a folder with a provenance.json, such as results/NAME, got {str(folder)!r}"
-        )
-    for name, checksum in about["checksums"].items():
+    try:
+        checksums = (about := json.loads(source.read_text()))["checksums"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"expected a folder with a provenance.json, such as results/NAME, got {str(folder)!r}"
+        raise ValueError(f"profile: {problem} ({error!r})") from error
+    for name, checksum in checksums.items():
         path = Path(folder) / name
         if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != checksum:
             raise ValueError(f"{path} is missing or not what was published; restore it")

@@ -97,6 +97,7 @@ class Study:
         changes: any fields, and parts of those that are mappings: `**{"recipe.simclr.temperature": 0.2}`. Published results
         take `out`, `device`, and `data`, their own images. Raises ValueError for what is not known, allowed or theirs.
         """
+        profiles.check_injected()
         source = profiles.located(profile)
         kept, published = profiles.read(source), source.is_dir()
         values = profiles.changed(kept, changes)

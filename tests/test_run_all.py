@@ -346,6 +346,7 @@ PAPERMILL = [sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-
     [
         (["-y", "changes: {wdith: 3}"], "parameter: expected .*'wdith' .did you mean width"),
         (["-y", "changes: {width: wide}"], "width: expected int, got 'wide'"),
+        (["-p", "width", "16"], "width: this notebook has no such parameter.*changes: {'width': ...}"),
         (["-p", "profile", "qiuck"], "profile: no file .*did you mean quick"),
     ],
 )
