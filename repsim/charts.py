@@ -166,10 +166,11 @@ def markdown(*parts: str | pd.DataFrame) -> Text:
         texts = (f"{cell:z.2f}" if isinstance(cell, float) else str(cell) for cell in cells)
         return "| " + " | ".join(text.replace("|", "\\|").replace("\n", " ") for text in texts) + " |"
 
-    def rows(table: pd.DataFrame) -> Iterable[Iterable[Any]]:
-        return (table.columns, ["---"] * table.shape[1], *table.itertuples(index=False))
-
-    texts = [part if isinstance(part, str) else "\n".join(map(row, rows(part))) for part in parts]
+    texts = []
+    for part in parts:
+        if isinstance(part, pd.DataFrame):
+            part = "\n".join(map(row, [part, ["---"] * part.shape[1], *part.itertuples(index=False)]))
+        texts.append(part)
     text = Text("\n\n".join(texts))
     if not NOTEBOOK:
         print(text, end="\n\n")
@@ -289,9 +290,7 @@ def _strokes(rows: pd.DataFrame, *encodings: Any, **tips: str) -> list[alt.Chart
     return [base.mark_line(strokeWidth=2.2, strokeJoin="round"), points]
 
 
-def _names(
-    places: pd.DataFrame, x: Any, up: Callable, colours: Mapping[str, str], limits: Any, height: float
-) -> alt.Chart:
+def _names(places: pd.DataFrame, x: Any, up: Callable, colours: Mapping, limits: Any, height: float) -> alt.Chart:
     """A text for each name (index) near its place y, moved as little as possible (least squares) so that no texts overlap."""
     (low, high), places = limits, places.sort_values("y")
     texts = [textwrap.fill(text, 20) for text in places.index]
@@ -572,19 +571,12 @@ def forest(table: pd.DataFrame, ticks: pd.DataFrame | None = None, *, title: Tit
 
 
 def images(
-    tensor: Tensor,
-    captions: Sequence[str],
-    columns: int = 10,
-    *,
-    framed: Collection[int] = (),
-    title: str = "Images",
-    words: str | None = None,
+    tensor: Tensor, captions: Sequence[str], columns: int = 10, *, framed: Collection[int] = (), title: str = "Images"
 ) -> Picture | None:
     """A grid of images, row by row, below a title, as one picture; small images are enlarged without smoothing.
 
     Args:
         tensor: uint8 (n, 3, h, w). captions: a short text under each. framed: numbers of the images that have a frame.
-        words: the alt text, if not made of title and captions.
 
     Raises ValueError for anything but uint8 of shape (n, 3, h, w), n > 0, or another number of captions.
     """
@@ -610,7 +602,7 @@ def images(
         while pen.textlength(text, font) > side + gap:
             text = text.rstrip("…")[:-1] + "…"
         pen.text((x + side / 2, y + side + 8), text, INK, font, anchor="ma")
-    words = words or f"{title}, a grid of {len(tensor)} images: {', '.join(map(str, captions))}"
+    words = f"{title}, a grid of {len(tensor)} images: {', '.join(map(str, captions))}"
     return Picture(sheet.quantize(256), title, words, scale=2)
 
 

@@ -278,10 +278,11 @@ class Explorer(widgets.VBox):
             told.append(f"image {i}: {both[0]} and {both[1]}")
         a, b = (" ".join(source) for source in cell)
         same = f"{len(framed) // 2} of {NEAREST * len(query)} the same"
-        words = f"Nearest images in {a} and {b}, {same}. {'; '.join(told)}."
         title = f"Nearest in {a} (above) and {b} (below); framed: in both"
         captions = [self._caption(i) for i in shown]
-        return charts.images(self.images[shown], captions, 1 + NEAREST, framed=framed, title=title, words=words)
+        picture = charts.images(self.images[shown], captions, 1 + NEAREST, framed=framed, title=title)
+        picture.alt = f"Nearest images in {a} and {b}, {same}. {'; '.join(told)}."
+        return picture
 
     def _caption(self, i: int) -> str:
         return f"{i}" if self.names is None else f"{i} {self.names[i]}"
@@ -296,12 +297,10 @@ class Explorer(widgets.VBox):
         shares = [f"{100 * share:.1f} %" for share in parts[order] / parts.sum().clamp_min(1e-300)]
         listed = ", ".join(f"{self._caption(i)} {share}" for i, share in zip(order, shares))
         a, b = (" ".join(source) for source in cell)
-        words = f"Images on which {a} and {b} differ most, with their share of 1 - CKA: {listed}."
-        captions, title = (
-            map("  ".join, zip(map(str, order), shares)),
-            "Where the two layers differ most: image, share of 1 - CKA",
-        )
-        return charts.images(self.images[order], [*captions], count, title=title, words=words), order
+        title, captions = "Where the two layers differ most: image, share of 1 - CKA", zip(map(str, order), shares)
+        picture = charts.images(self.images[order], [*map("  ".join, captions)], count, title=title)
+        picture.alt = f"Images on which {a} and {b} differ most, with their share of 1 - CKA: {listed}."
+        return picture, order
 
     def _curves(self, cell: Cell) -> alt.HConcatChart | None:
         """Class and view curves of each network of the cell; None without classes and views."""
