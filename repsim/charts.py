@@ -390,7 +390,8 @@ def lines(
     if log:
         places = sorted(rows["x"].unique().tolist())
         number = "format(100 * datum.value, '.2~r') + ' %'" if x == "share" else "format(datum.value, ',')"
-        axis = alt.Axis(values=places, labelExpr=f"datum.value ? {number} : 'start'", labelAngle=-90, grid=False)
+        look = {"labelExpr": f"datum.value ? {number} : 'start'", "labelOverlap": x != "share", "labelAngle": -90}
+        axis = alt.Axis(grid=False, values=places, **look)
         scale = alt.Scale(type="symlog", constant=min(place for place in places if place > 0), nice=False)
     for heading, part in groups.items():
         limits = domain or _extent((rows if shared else part).filter(NUMBERS), [*rules.values()])
@@ -455,7 +456,7 @@ def path(
         marks.insert(0, equal.encode(x=across("x"), y=up("y")))
     first, last = rows["layer"].iloc[[0, -1]]
     note = f"Lines run from the open point ({first}) to the name ({last})."
-    heading = alt.Title(title or f"{y} against {x}", subtitle=textwrap.wrap(note, width // 7))
+    heading = alt.Title(title or f"{y} against {x}", subtitle=textwrap.wrap(note, width // 8))
     words = _alt(f"{y} against {x}. {note} Ranges of {y}", rows.assign(value=rows["y"]), "stroke")
     return _together({"": alt.layer(*marks).properties(width=plot, height=height)}, 1, heading, words)
 
@@ -565,7 +566,7 @@ def forest(table: pd.DataFrame, ticks: pd.DataFrame | None = None, *, title: Tit
             tips = _tips(name="attack", family="of", shown="effect / threshold")
             marks.append(tick.encode(across("value"), y, fill, stroke, tooltip=tips))
         panels[str(heading)] = alt.layer(*marks).properties(**size)
-    heading = alt.Title(title or "Estimates and thresholds", subtitle=textwrap.wrap(legend, width // 7))
+    heading = alt.Title(title or "Estimates and thresholds", subtitle=textwrap.wrap(legend, width // 8))
     words = _alt(f"{heading.text}, with 95 % intervals", rows, "panel", "label")
     return _together(panels, columns, heading, words)
 

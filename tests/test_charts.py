@@ -187,7 +187,7 @@ def draw(chart):
 
 def texts(chart, name=""):
     said = [item.get("text") for kind, n, items in draw(chart) if kind == "text" and name in n for item in items]
-    return [text for one in said for text in (one if isinstance(one, list) else [one])]
+    return [text for one in said for text in (one if isinstance(one, list) else [one]) if text is not None]
 
 
 def paths(chart):
@@ -445,7 +445,7 @@ def test_names_of_lines_that_end_together_do_not_overlap():
 
 @pytest.mark.parametrize("places", [[10.0], [25, 25, 25], [20, 80, 50, 52, 51], [90, 89, 88, 10]])
 def test_names_move_as_little_as_they_must(places):
-    frame = pd.DataFrame({"y": [float(place) for place in places]}, index=[*"abcd"[: len(places)]])
+    frame = pd.DataFrame({"y": [float(place) for place in places]}, index=[*"abcde"[: len(places)]])
     texts = charts._names(frame, alt.value(0), charts._axis(alt.Y, [0, 100], None), {}, [0, 100], 100)
     moved = texts.data.loc[frame.index, "y"].to_numpy()
     assert (np.diff(np.sort(moved)) >= 15 - 1e-9).all() and (moved >= 7.5 - 1e-9).all() and (moved <= 92.5 + 1e-9).all()
