@@ -517,13 +517,13 @@ def forest(table: pd.DataFrame, ticks: pd.DataFrame | None = None, *, title: Tit
             low, high, placebo_low, placebo_high (NaN: none), verdict (of VERDICTS), note.
         ticks: row, value, family (of FAMILIES), name, whole (False, hollow: a part of the claim alone was measured again).
     """
-    claims, legend, panels = "threshold" not in table, "", {}
+    claims, note, panels = "threshold" not in table, "", {}
     if claims:
         columns = ("row", "label", "value", "low", "high", "placebo_low", "placebo_high", "verdict", "note")
         rows = _frame(table, **{c: c for c in columns}).assign(threshold=1.0, side="above")
         rows["panel"] = [" · ".join(filter(None, words)) for words in rows[["row", "label", "note"]].to_numpy()]
         rows["label"] = [f"{VERDICTS[verdict][1]} {verdict}" for verdict in rows["verdict"]]
-        legend = "Units of thresholds: 0 none, 1 the smallest effect that counts. Grey bands: placebos."
+        note = "Units of thresholds: 0 none, 1 the smallest effect that counts. Grey bands: placebos."
     else:
         rows = _frame(table, **{c: c for c in ("panel", "label", "value", "low", "high", "threshold", "side")})
         rows = rows.assign(label=rows["label"].map(name), verdict=None)
@@ -534,10 +534,11 @@ def forest(table: pd.DataFrame, ticks: pd.DataFrame | None = None, *, title: Tit
     if marked := ticks is not None and len(ticks) > 0:
         ticks = _frame(ticks, **{c: c for c in ("row", "value", "family", "name", "whole")})
         ticks["fill"] = ticks["family"].map(FAMILIES).fillna(INK).where(ticks["whole"], WHITE)
-        legend += " Small marks: attacks, hollow where they measure a part of the claim."
+        note += " Small marks: attacks, hollow where they measure a part of the claim."
     look = {"symbolType": "square", "symbolStrokeWidth": 3, "symbolFillColor": WHITE}
     scale = alt.Scale(domain=[*FAMILIES], range=[*FAMILIES.values()])
-    stroke = alt.Stroke("family:N", scale=scale, legend=alt.Legend(title="attacks", orient="bottom", **look))
+    legend = alt.Legend(title="attacks", orient="bottom", columns=width // 230, **look)
+    stroke = alt.Stroke("family:N", scale=scale, legend=legend)
     fill = alt.Fill("fill:N", scale=None)
     columns = 2 if width >= 700 and not claims else 1
     size = {"width": (width - 28) / columns - 190, "height": alt.Step(46 if claims else 20)}
@@ -566,7 +567,7 @@ def forest(table: pd.DataFrame, ticks: pd.DataFrame | None = None, *, title: Tit
             tips = _tips(name="attack", family="of", shown="effect / threshold")
             marks.append(tick.encode(across("value"), y, fill, stroke, tooltip=tips))
         panels[str(heading)] = alt.layer(*marks).properties(**size)
-    heading = alt.Title(title or "Estimates and thresholds", subtitle=textwrap.wrap(legend, width // 8))
+    heading = alt.Title(title or "Estimates and thresholds", subtitle=textwrap.wrap(note, width // 8))
     words = _alt(f"{heading.text}, with 95 % intervals", rows, "panel", "label")
     return _together(panels, columns, heading, words)
 
