@@ -21,14 +21,27 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from repsim import store
-from repsim.profiles import ROOT, read_changes
-from repsim.study import Study, publish
+ROOT = Path(__file__).resolve().parent
+SEEN = ROOT / "runs" / f".seen-{hashlib.sha256(repr(sys.argv[1:]).encode()).hexdigest()[:16]}.json"
+
+
+def hashes(files: Iterable[Path]) -> dict[str, str]:
+    """The names of those files that there are, with hashes of what they hold."""
+    return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.exists()}
+
+
+if __name__ == "__main__" and SEEN.exists():  # the same command as before: nothing is imported, which takes seconds
+    seen = json.loads(SEEN.read_text())
+    if seen["files"] == hashes(map(Path, seen["files"])):
+        sys.exit(print(seen["told"]))
+
+from repsim import profiles, store  # noqa: E402
+from repsim.study import Study, publish  # noqa: E402
 
 NOTEBOOKS = ROOT / "notebooks"
 TRAINING = "01_training"
@@ -65,8 +78,7 @@ class Job(NamedTuple):
 
 def fingerprint(value: Any, *files: Path) -> str:
     """A hash of a value, and of the names and contents of those files that there are."""
-    contents = {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.exists()}
-    return hashlib.sha256(json.dumps([value, contents], sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([value, hashes(files)], sort_keys=True, default=str).encode()).hexdigest()
 
 
 def jobs(study: Study, parameters: dict[str, Any], slow: bool = True) -> dict[str, Job]:
@@ -227,7 +239,7 @@ def main(argv: list[str] | None = None) -> int:
         for name in ("jobs", "minutes", "gpus", "time", "memory"):
             if (value := getattr(options, name)) is not None and value <= 0:
                 raise ValueError(f"--{name}: expected a positive number, got {value}")
-        changes = read_changes(options.p) | ({"out": options.out} if options.out else {})
+        changes = profiles.read_changes(options.p) | ({"out": options.out} if options.out else {})
         study = Study.open(options.profile, **changes)
         parameters, out = {"profile": options.profile, "changes": changes}, Path(study.out)
         plan = jobs(study, parameters, slow=options.all or options.only is not None)
@@ -275,6 +287,12 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{len(done)} of {len(todo)} run, {len(chosen & current)} up to date; read {out / 'index.html'}")
     if options.publish and len(done) == len(todo):
         print(publish(study, ROOT / options.publish))
+    elif argv is None and len(done) == len(todo) and not (options.force or options.plain or Path(study.data).is_dir()):
+        source = profiles.located(options.profile)
+        read = [source / "provenance.json" if source.is_dir() else source, *ROOT.glob("repsim/*.*"), Path(__file__)]
+        left = [out / "index.html", *out.glob("claims*/*.json"), *out.glob("*.json"), *out.glob("notebooks/*")]
+        told = f"0 to run, {len(chosen)} up to date; read {out / 'index.html'}"
+        store.write(SEEN, json.dumps({"told": told, "files": hashes([*read, *NOTEBOOKS.glob("*.ipynb"), *left])}))
     return int(len(done) < len(todo))
 
 

@@ -61,7 +61,7 @@ charts.bars(spread, "objective", "accuracy", "reading", domain=(0, 1), rules={"c
 # %%
 ten = torch.arange(10)
 pictures = [shapes.draw(10, seed=0, size=48, stream="figure", context=context)[0] for context in (0.0, 0.8)]
-charts.images(torch.cat(pictures), [name for _ in pictures for name in shapes.SHAPES], rows=["context 0", "context 0.8"], title="The ten classes of the embedded images")
+charts.images(torch.cat(pictures), [name for _ in pictures for name in shapes.SHAPES], title="The ten classes of the embedded images, with context 0 and 0.8")
 
 # %% [markdown]
 # Training never shows an image as it is. SL sees a shifted, perhaps mirrored copy. SimCLR sees two *views*: a random crop scaled back to full size, perhaps
@@ -75,7 +75,8 @@ sample = study.images.train.take(slice(8)).images if not study.artefacts else sh
 views = [augment.supervised(sample, store.generator("figure", 0))]
 views += [augment.simclr(sample, store.generator("figure", i), **simclr.simclr_views()) for i in (1, 2)]
 pictures = [sample, *(((v * 0.25 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8) for v in views)]
-charts.images(torch.cat(pictures), columns=len(sample), rows=["image", "SL's view", "SimCLR, view a", "SimCLR, view b"], title="Images and their views")
+captions = [name for name in ("image", "SL's view", "view a", "view b") for _ in sample]
+charts.images(torch.cat(pictures), captions, columns=len(sample), title="Images, SL's view of them, and SimCLR's two views")
 
 # %% [markdown]
 # ## The two losses

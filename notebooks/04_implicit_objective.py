@@ -160,11 +160,12 @@ def read_factors(name):
 
 if study.summary.factors:
     factors = study.per_network("factors", ["untrained-0", "sl-0", "simclr-0"], read_factors)
-    blocks = factors[factors.layer.isin(evidence.blocks())]
+    titles = {"foreground_hue": "hue of the shape", "background_hue": "hue of the background", "x": "horizontal position", "y": "vertical position", "scale": "size"}
+    blocks = factors[factors.layer.isin(evidence.blocks())].replace({"factor": titles})
     encoded = blocks.groupby("factor").score.max()
     shown = blocks[blocks.factor.isin(encoded[encoded > 0.1].index)]
     charts.show(charts.lines(shown[["network", "layer", "factor", "score"]], y="score", panel="factor", y_title="score", title="Factors that some layer encodes"))
-    hidden = ", ".join(charts.name(f) for f in encoded[encoded <= 0.1].index)
+    hidden = ", ".join(encoded[encoded <= 0.1].index)
     charts.show(charts.markdown(f"No network encodes these linearly: {hidden}." if hidden else "Every factor is encoded by some layer."))
 else:
     charts.show(charts.markdown("These images come without known factors; the embedded images have them."))

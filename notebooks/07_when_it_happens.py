@@ -48,6 +48,10 @@ def shares_of(name):
     return [1.0] if name.startswith("untrained") else shares
 
 
+def percent(share):
+    return f"{100 * share:.2g} %" if 0 < share < 1 else "100 %" if share else "start"
+
+
 def same_share(share):
     """A moment: objective -> share of its training. Untrained networks are the same at every moment."""
     return {"untrained": 1.0, "sl": share, "simclr": share}
@@ -169,7 +173,7 @@ early = min(shares, key=lambda share: abs(share - 0.1))
 moments = (shares.index(early), -1)
 agree, apart = ([claims.told(replicates(values[k]), study.seeds) for k in moments] for values in courses.values())
 charts.markdown(
-    f"Beyond untrained networks, the middle layers of SL and SimCLR agree by {agree[0]} after {charts.percent(early)} of training "
+    f"Beyond untrained networks, the middle layers of SL and SimCLR agree by {agree[0]} after {percent(early)} of training "
     f"and by {agree[1]} at its end; stage 4 falls behind stage 3 by {apart[0]} and by {apart[1]}."
 )
 
@@ -200,7 +204,7 @@ rows = [
     for share, block, pair in itertools.product(shares, blocks, pairs)
 ]
 table = pd.DataFrame(rows, columns=["share", "layer", "pair", "value", "low", "high"])
-table = table.assign(moment=[charts.percent(share) for share in table.share], pair=table.pair.map(charts.name)).round(3)
+table = table.assign(moment=[percent(share) for share in table.share], pair=table.pair.map(charts.name)).round(3)
 if charts.alt is not None:  # figures need altair, numbers do not
     alt, moments = charts.alt, table.moment.unique().tolist()
     now = alt.param(value=moments[-1], bind=alt.binding_radio(options=moments, name="share of the training: "))
@@ -241,7 +245,7 @@ print("The cosine of two rows in float16 is unbiased minibatch CKA.")
 
 # %%
 seen = {o: np.array([plans[o][share] for share in shares]) * study.settings(f"{o}-0").batch_size for o in TRAINED}
-columns = {"share of training": [charts.percent(share) for share in shares]}
+columns = {"share of training": [percent(share) for share in shares]}
 for objective, images in seen.items():
     columns[f"{charts.name(objective)}: step"] = [f"{plans[objective][share]:,}" for share in shares]
     columns[f"{charts.name(objective)}: images"] = [f"{n:,}" for n in images]
@@ -385,11 +389,11 @@ times |= {f"SimCLR's {measure}": half_times(gain(measure, "simclr", e)) for meas
 def told(times):
     """Half times (seeds,) as text: the geometric mean, with its interval if there is one, as shares of training."""
     mean, low, high = 10 ** np.array(over_seeds(np.log10(times)))
-    interval = f" [{charts.percent(low)}, {charts.percent(high)}]" if np.isfinite([low, high]).all() else ""
-    return charts.percent(mean) + interval if np.isfinite(mean) else "an undefined share"
+    interval = f" [{percent(low)}, {percent(high)}]" if np.isfinite([low, high]).all() else ""
+    return percent(mean) + interval if np.isfinite(mean) else "an undefined share"
 
 
-rows = [(name, *(charts.percent(t) if np.isfinite(t) else "none" for t in of), told(of)) for name, of in times.items()]
+rows = [(name, *(percent(t) if np.isfinite(t) else "none" for t in of), told(of)) for name, of in times.items()]
 charts.markdown(pd.DataFrame(rows, columns=["half time", *(f"seed {i}" for i in seeds), "all seeds"]))
 
 # %% [markdown]

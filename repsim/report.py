@@ -6,6 +6,7 @@ import hashlib
 import html
 import re
 from collections.abc import Collection, Mapping, Sequence
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -21,11 +22,12 @@ from repsim import store
 
 TITLE = "Do self-supervised and supervised methods learn similar visual representations?"
 TEMPLATE = Path(__file__).with_name("report.html.j2")
+Claims = Sequence[Mapping[str, Any]]
 
 
 class Renderer(IPythonRenderer):
-    """nbconvert's Markdown with MathML, headings one level down, anchors that begin with the chapter's name, links between
-    chapters (name: whether its sections are in the page) and images of `folder` embedded; notes `title` and `sections`."""
+    """nbconvert's Markdown with MathML, headings one level down, links between chapters (name: whether its sections are in the
+    page) and images of `folder` embedded; notes `title` and `sections`."""
 
     def __init__(self, name: str, folder: Path, chapters: Mapping[str, bool]):
         super().__init__(escape=False, path=str(folder))
@@ -38,8 +40,7 @@ class Renderer(IPythonRenderer):
         except Exception:  # the converter's errors have no common class; the source is still readable
             return f"<code>{html.escape(body.strip())}</code>"
 
-    def inline_math(self, body: str) -> str:
-        return self.block_math(body, "inline")
+    inline_math = partialmethod(block_math, display="inline")
 
     def latex_environment(self, name: str, body: str) -> str:
         return self.block_math(f"\\begin{{{name}}}{body}\\end{{{name}}}")
@@ -70,8 +71,7 @@ def _anchor(name: str, heading: str) -> str:
     return f"{name}--{'-'.join(words)}"
 
 
-def _chapter(path: Path | str) -> str:
-    """The chapter to which an execution belongs: 01_training for 01_training-sl-0.ipynb."""
+def _chapter(path: Path | str) -> str:  # 01_training for 01_training-sl-0.ipynb
     return Path(path).stem.partition("-")[0]
 
 
@@ -90,26 +90,16 @@ def _read(path: Path, stale: Collection[str]) -> tuple[list[nbformat.NotebookNod
 
 
 def write(
-    notebooks: Sequence[Path],
-    path: Path,
-    *,
-    stale: Collection[str] = (),
-    claims: Sequence[Mapping[str, Any]] = (),
-    banner: str = "",
+    notebooks: Sequence[Path], path: Path, *, stale: Collection[str] = (), claims: Claims = (), banner: str = ""
 ) -> None:
     """Write one HTML page with all `notebooks`, which asks the network for nothing, unless `path` is that page already.
 
     Args:
-        notebooks: executed notebooks, shown in the order of their names, which are their anchors (`index.html#02_name`). Of
-            01_training, 01_training-sl-0 and so on the first alone. Those that failed or are missing are listed as such.
-            The first picture of 00_overview stands at the head of the page.
-        path: the page; written atomically.
+        notebooks: executed ones, in the order of their names, which are their anchors (`index.html#02_name`); of 01_training,
+            01_training-sl-0 and so on the first alone. Those that failed or are missing are listed as such.
         stale: names of notebooks that were executed with other settings, images or sources: marked so, and in a fold.
-        claims: each with id, statement, verdict and, where there are any, sentence, reason (str) and exploratory (bool).
-        banner: a sentence on whether the networks have learnt, for the head of the page.
-
-    Raises:
-        ValueError: a claim lacks its id, statement or verdict.
+        claims: each with id, statement, verdict (else a ValueError), and perhaps sentence, reason (str), exploratory (bool).
+        banner: a sentence on whether the networks have learnt, for the head of the page, above the first picture of 00_overview.
     """
     if lacking := [claim for claim in claims if not {"id", "statement", "verdict"} <= {*claim}]:
         raise ValueError(f"claims: expected id, statement and verdict in each, got {lacking[0]!r}")
@@ -132,8 +122,9 @@ def write(
                 if text := data.get("text/markdown") or data.get("text/latex"):
                     data.setdefault("text/html", markdown(text))
         chapters[name] = {"cells": cells, "wrong": wrong, "about": renderer}
-    overview = [cell for name, (cells, wrong) in read.items() if name == "00_overview" and not wrong for cell in cells]
-    head = [output for cell in overview for output in cell.get("outputs", []) if "image/png" in output.data][:1]
+    cells, wrong = read.get("00_overview", ([], ""))
+    outputs = [output for cell in cells if not wrong for output in cell.get("outputs", [])]
+    head = [output for output in outputs if "image/png" in output.data][:1]
     values = {"title": TITLE, "inputs": inputs, "banner": banner, "claims": claims, "head": head, "chapters": chapters}
     helpers = {"code": Highlight2HTML(), "ansi2html": ansi2html, "vega": vl_convert.javascript_bundle()}
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE.read_text())

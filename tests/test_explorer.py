@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections import OrderedDict
 
 import altair as alt
 import ipywidgets as widgets
@@ -13,7 +14,7 @@ from PIL import Image
 from torch import nn
 from torchvision.models import squeezenet1_1
 
-from repsim import augment, explorer, models, shapes, store
+from repsim import explorer, models, shapes, store
 from repsim.charts import Picture
 from repsim.cka import cka, compare
 
@@ -33,19 +34,15 @@ def test_neighbours_are_those_of_a_plain_search(n, p, seed, data):
     k = data.draw(st.integers(1, n - 1))
     query = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=3))
     x = features(n, p, seed).double()
-    indices, similarities = explorer.neighbours(x, query, k)
-    for i, found, values in zip(query, indices.tolist(), similarities):
+    for i, found in zip(query, explorer.neighbours(x, query, k).tolist()):
         cosine = {j: float(x[i] @ x[j] / (x[i].norm() * x[j].norm())) for j in range(n) if j != i}
-        best = sorted(cosine.values(), reverse=True)[:k]
         assert i not in found and len(set(found)) == k
-        assert torch.allclose(values, torch.tensor(best, dtype=torch.float64), atol=1e-12)
-        assert [cosine[j] for j in found] == pytest.approx(values.tolist(), abs=1e-12)
+        assert [cosine[j] for j in found] == pytest.approx(sorted(cosine.values(), reverse=True)[:k], abs=1e-12)
 
 
 def test_equal_images_are_neighbours_in_the_order_of_their_numbers_and_zeros_are_nobodys():
     x = torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [0.0, 0.0], [-1.0, 0.0]])
-    indices, values = explorer.neighbours(x, [1], 4)
-    assert indices.tolist() == [[0, 2, 3, 4]] and values.tolist() == [[1.0, 1.0, 0.0, -1.0]]
+    assert explorer.neighbours(x, [1], 4).tolist() == [[0, 2, 3, 4]]
 
 
 @pytest.mark.parametrize(
@@ -54,8 +51,6 @@ def test_equal_images_are_neighbours_in_the_order_of_their_numbers_and_zeros_are
 def test_neighbours_refuses_what_there_is_not(query, k, words):
     with pytest.raises(ValueError, match=words):
         explorer.neighbours(features(), query, k)
-    with pytest.raises(ValueError, match="features: expected shape"):
-        explorer.neighbours(torch.zeros(4, 2, 2), [0], 1)
 
 
 @settings(max_examples=30, deadline=None)
@@ -106,11 +101,9 @@ def test_mutual_neighbours_of_all_layers_are_those_of_each_pair():
     table = explorer.mutual_neighbours(a, b, k=4)
     assert list(zip(table["layer_a"], table["layer_b"])) == [("u", "w"), ("v", "w")]
     for row in table.itertuples():
-        lists = [explorer.neighbours(x, range(20), 4)[0].tolist() for x in (a[row.layer_a], b[row.layer_b])]
+        lists = [explorer.neighbours(x, range(20), 4).tolist() for x in (a[row.layer_a], b[row.layer_b])]
         shared = [len(set(p) & set(q)) for p, q in zip(*lists)]
         assert row.value == pytest.approx(sum(shared) / 80)
-    with pytest.raises(ValueError, match="same images"):
-        explorer.mutual_neighbours(a, {"w": features(21)}, k=4)
     assert explorer.mutual_neighbours(a, a, k=4).set_index(["layer_a", "layer_b"])["value"]["u", "u"] == 1
 
 
@@ -163,7 +156,6 @@ def test_a_click_on_a_cell_chooses_both_layers(view):
     }
     assert [menu.value for menu in view.layers] == ["stem", "early"]
     assert view.map.params.row == "stem" and view.map.params.column == "early"
-    assert view.curves.params.layer_0 == "stem" and view.curves.params.layer_1 == "early"
     assert "stem" in text(view) and view.faces.value != before
 
 
@@ -242,31 +234,8 @@ def test_images_in_the_order_of_their_classes_have_class_curves(networks):
     assert not seen.comparison.undefined
 
 
-def test_a_comparison_made_before_is_used(networks):
-    made = compare(networks, IMAGES, layers=LAYERS)
-    seen = explorer.explore(networks, IMAGES, layers=LAYERS, comparison=made)
-    assert seen.comparison is made and seen.measures == ["unbiased CKA", "mutual 10-NN"]
-    with pytest.raises(ValueError, match="comparison: expected the layers given for 'squeezenet'"):
-        explorer.explore(networks, IMAGES, layers={**LAYERS, "squeezenet": ["features.3"]}, comparison=made)
-
-
-def test_views_pass_through_the_transform_and_grey_or_float_images_are_shown(networks):
-    class Seen(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.flat, self.inputs = nn.Flatten(), []
-
-        def forward(self, x):
-            self.inputs.append(x.clone())
-            return self.flat(x)
-
-    net = Seen()
-    explorer.explore({"n": net}, IMAGES, layers=["flat"], transform=lambda x: x.float() / 255, batch_size=24)
-    clean, view = net.inputs[1:3]  # after three images on which layers are tried
-    clean_uint8 = (clean * 255).round().byte()
-    assert torch.equal(clean_uint8.sort(0).values, IMAGES.sort(0).values)
-    expected = augment.simclr(clean_uint8, store.generator(0, "views", "simclr", 0)) / 4 + 0.5
-    assert 0 <= float(view.min()) and float((view - expected).abs().max()) <= 0.5 / 255 + 1e-6
+def test_grey_or_float_images_are_shown():
+    net = nn.Sequential(OrderedDict(flat=nn.Flatten()))
     grey = explorer.explore({"n": net}, torch.randn(8, 1, 5, 5, generator=store.generator("grey")), layers=["flat"])
     assert grey.images.shape == (8, 3, 5, 5) and grey.images.dtype == torch.uint8
     assert grey.images.min() == 0 and grey.images.max() == 255
@@ -300,8 +269,6 @@ def test_errors_at_the_door(networks, settings, words):
         explorer.explore(networks, **{"images": IMAGES, "layers": LAYERS, **settings})
 
 
-def test_unknown_layers_networks_and_measures_are_named(view):
+def test_unknown_layers_are_named(view):
     with pytest.raises(ValueError, match="layer_b: expected a layer of squeezenet, one of early, late, got 'pool'"):
         view.still("stem", "pool")
-    with pytest.raises(ValueError, match="measure: expected one of unbiased CKA, biased CKA"):
-        view.still("stem", "late", measure="rsa")

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, WeightedRandomSampler
 
 from repsim.cka import cka, compare
+from repsim.explorer import disagreement, neighbours
 from repsim.models import build, layer_names
 from repsim.taps import pooled, resolve
 
@@ -608,6 +609,22 @@ def test_cka_of_anything(x, y):
     right_or_refused(
         lambda: compare(features={"f": x, "a": {"b": y}}, batch_size=16),
         lambda result: same(result.matrix("f", "a").iloc[0, 0], x, y),
+    )
+
+
+@settings(**FUZZ)
+@given(values(), st.lists(st.integers(-2, 9), max_size=3), st.integers(-1, 9))
+def test_neighbours_and_disagreement_of_anything(x, query, k):
+    def check(result):
+        v = torch.nn.functional.normalize(exact(x))
+        for i, row in zip(query, result.tolist()):
+            assert i not in row and len(set(row)) == k
+            best = (v @ v[i])[[j for j in range(len(v)) if j != i]].sort(descending=True).values[:k]
+            torch.testing.assert_close((v @ v[i])[row], best, atol=1e-6, rtol=1e-6)
+
+    right_or_refused(lambda: neighbours(x, query, k), check)
+    right_or_refused(
+        lambda: disagreement(x, x), lambda parts: torch.testing.assert_close(parts.max(), parts.new_zeros(()))
     )
 
 
