@@ -16,6 +16,62 @@
 profile = "results/small"  # str: published results to draw, a profile (quick, gpu, ...) or a YAML file; paths count from the checkout
 changes = {}  # dict: any field of repsim.study.Study, such as {"data": "~/my-images", "width": 32}
 
+# %%
+from pathlib import Path
+
+from repsim import charts, store
+from repsim.study import Study
+
+study = Study.open(profile, **changes)
+if study.seeds < 2:
+    raise ValueError(f"seeds: expected 2, as different seeds are compared, or 4 for a verdict; got {study.seeds}")
+OBJECTIVES = ("untrained", "sl", "simclr")
+networks = [f"{objective}-{seed}" for objective in OBJECTIVES for seed in range(study.seeds)]
+
+
+def show(courses):
+    """The figure of two statistics over training (share, value, low, high, curve), and what it says."""
+    title = "SL and SimCLR from the first step to the last"
+    figure = charts.lines(courses, "share", "value", "curve", log=True, y_title="difference of similarity", title=title)
+    early = courses.share[(courses.share - 0.1).abs().idxmin()]
+    told = {(row.curve, row.share): charts.estimate(row.value, row.low, row.high) for row in courses.itertuples()}
+    (agree, agreed), (apart, parted) = ([told[curve, share] for share in (early, 1.0)] for curve in courses.curve.unique())
+    charts.show(figure, charts.markdown(
+        f"Beyond untrained networks, the middle layers of SL and SimCLR agree by {agree} after {percent(early)} of training "
+        f"and by {agreed} at its end; stage 4 falls behind stage 3 by {apart} and by {parted}."
+    ))
+
+
+def percent(share):
+    """A share of the training as text, "start" for 0."""
+    return f"{100 * share:.2g} %" if 0 < share < 1 else "100 %" if share else "start"
+
+
+kept = Path(study.artefacts or study.out) / f"tables/courses-{study.key_of(networks)}.csv"
+if seen := kept.exists():  # else it is made below
+    show(store.load_table(kept)[0])
+
+# %% [markdown]
+# *How to read the figure.* The agreement is 0 where SL resembles SimCLR no more than it resembles untrained networks, and the gap is 0 where SL and SimCLR are
+# as similar at the end of stage 4 as at the end of stage 3. Both are 0 before the first step, so that whatever a line shows, training made. The axis is
+# logarithmic; bands are 95 % intervals over seeds. (Where this notebook runs for the first time, the figure comes [below](#A-similarity-that-begins-at-zero).)
+#
+# ## A similarity that begins at zero
+#
+# [Chapter 02](02_layerwise_comparison.ipynb) divides CKA by what seeds share. Seed by seed, with $t$ a moment of training,
+#
+# $$c_{AB,i}(t) = \operatorname*{mean}_{j \ne i} \tfrac12 \left[\mathrm{CKA}(A_i, B_j) + \mathrm{CKA}(A_j, B_i)\right], \qquad
+# \rho_{AB,i}(t) = \frac{c_{AB,i}}{\sqrt{c_{AA,i}\, c_{BB,i}}}.$$
+#
+# Before the first step, networks differ in their seeds alone: $\rho = 1$ for every pair of objectives, by construction. A curve of $\rho$ over training
+# therefore shows how similarity *decays*. What training builds is the difference from untrained networks $U$, which begins at 0:
+#
+# $$a_i(t) = \operatorname*{mean}_{l \,\in\, \text{stages 2, 3}} \left[\rho_{\mathrm{SL},\mathrm{SC},i}(l, t) - \rho_{\mathrm{SL},U,i}(l, t)\right], \qquad
+# d_i(t) = \rho_{\mathrm{SL},\mathrm{SC},i}(m, t) - \rho_{\mathrm{SL},\mathrm{SC},i}(e, t),$$
+#
+# with $l$ the outputs of blocks, $m$ the last block of stage 3 and $e$ that of stage 4. The figure below shows $\rho$ itself,
+# block by block; choose a moment.
+
 # %% jupyter={"source_hidden": true}
 import functools
 import itertools
@@ -25,17 +81,12 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from repsim import augment, charts, cka, claims, models, probes, store, taps, train
-from repsim.study import Study
+from repsim import augment, cka, claims, models, probes, taps, train
 
-study = Study.open(profile, **changes)
-if study.seeds < 2:
-    raise ValueError(f"seeds: expected 2, as different seeds are compared, or 4 for a verdict; got {study.seeds}")
 study.train_missing()
-OBJECTIVES, TRAINED = ("untrained", "sl", "simclr"), ("sl", "simclr")
+TRAINED = ("sl", "simclr")
 IMAGES, BATCH = 1024, 64  # test images that are compared, and those of a batch, at most
 seeds = range(study.seeds)
-networks = [f"{objective}-{seed}" for objective in OBJECTIVES for seed in seeds]
 layers = models.layer_names(study.settings("sl-0").build(2, "meta"))
 blocks, middle = (claims.of_kind(layers, "post-residual", stages) for stages in (None, claims.MIDDLE))
 m, e = (claims.end_of(layers, stage) for stage in ("layer3", "layer4"))
@@ -46,10 +97,6 @@ shares = [share for share in plans["sl"] if share in plans["simclr"]]
 
 def shares_of(name):
     return [1.0] if name.startswith("untrained") else shares
-
-
-def percent(share):
-    return f"{100 * share:.2g} %" if 0 < share < 1 else "100 %" if share else "start"
 
 
 def same_share(share):
@@ -164,38 +211,9 @@ def over_time(values, **columns):
 
 # %%
 courses = {"agreement of the middle": course(agreement), "gap to the last stage": course(gap)}
-table = pd.concat([over_time(values, curve=name) for name, values in courses.items()])
-title = "SL and SimCLR from the first step to the last"
-charts.lines(table, "share", "value", "curve", log=True, y_title="difference of similarity", title=title)
 
-# %%
-early = min(shares, key=lambda share: abs(share - 0.1))
-moments = (shares.index(early), -1)
-agree, apart = ([claims.told(replicates(values[k]), study.seeds) for k in moments] for values in courses.values())
-charts.markdown(
-    f"Beyond untrained networks, the middle layers of SL and SimCLR agree by {agree[0]} after {percent(early)} of training "
-    f"and by {agree[1]} at its end; stage 4 falls behind stage 3 by {apart[0]} and by {apart[1]}."
-)
-
-# %% [markdown]
-# *How to read the figure.* The agreement is 0 where SL resembles SimCLR no more than it resembles untrained networks, and the gap is 0 where SL and SimCLR are
-# as similar at the end of stage 4 as at the end of stage 3. Both are 0 before the first step, so that whatever a line shows, training made. The axis is
-# logarithmic; bands are 95 % intervals over seeds.
-#
-# ## A similarity that begins at zero
-#
-# [Chapter 02](02_layerwise_comparison.ipynb) divides CKA by what seeds share. Seed by seed, with $t$ a moment of training,
-#
-# $$c_{AB,i}(t) = \operatorname*{mean}_{j \ne i} \tfrac12 \left[\mathrm{CKA}(A_i, B_j) + \mathrm{CKA}(A_j, B_i)\right], \qquad
-# \rho_{AB,i}(t) = \frac{c_{AB,i}}{\sqrt{c_{AA,i}\, c_{BB,i}}}.$$
-#
-# Before the first step, networks differ in their seeds alone: $\rho = 1$ for every pair of objectives, by construction. A curve of $\rho$ over training
-# therefore shows how similarity *decays*. What training builds is the difference from untrained networks $U$, which begins at 0:
-#
-# $$a_i(t) = \operatorname*{mean}_{l \,\in\, \text{stages 2, 3}} \left[\rho_{\mathrm{SL},\mathrm{SC},i}(l, t) - \rho_{\mathrm{SL},U,i}(l, t)\right], \qquad
-# d_i(t) = \rho_{\mathrm{SL},\mathrm{SC},i}(m, t) - \rho_{\mathrm{SL},\mathrm{SC},i}(e, t),$$
-#
-# with $l$ the outputs of blocks, $m$ the last block of stage 3 and $e$ that of stage 4. The figure shows $\rho$ itself, block by block; choose a moment below it.
+curves = study.table("courses", lambda: pd.concat([over_time(values, curve=name) for name, values in courses.items()]), networks)
+None if seen else show(curves)
 
 # %%
 pairs = [("sl", "simclr"), ("sl", "untrained"), ("simclr", "untrained")]

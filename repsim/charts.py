@@ -548,7 +548,7 @@ def forest(table: pd.DataFrame, ticks: pd.DataFrame | None = None, *, title: Tit
         limits = widest if claims else _extent(part.filter(NUMBERS), [one["threshold"], 0.0], span=0.02)
         across = _axis(alt.X, limits, None, labels=not claims or heading == rows["panel"].iloc[-1])
         hue = VERDICTS[one["verdict"]][0] if claims else INK
-        axis = alt.Axis(labelLimit=142, minExtent=150, ticks=False, domain=False, labelFont=SIGNS, labelColor=hue)
+        axis = alt.Axis(labelLimit=136, labelPadding=12, minExtent=150, ticks=False, domain=False, labelFont=SIGNS, labelColor=hue)
         y = alt.Y("label:N", sort=None, title=None, axis=axis, scale=alt.Scale(domain=[*part["label"].unique()]))
         base = alt.Chart(part).encode(y=y, color=alt.Color("colour:N", scale=None))
         base = base.encode(tooltip=_tips(label="of", shown="estimate"))
