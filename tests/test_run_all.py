@@ -384,3 +384,12 @@ def test_a_real_notebook_runs_with_plain_papermill_and_a_profile_file(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert list((tmp_path / "runs" / "micro" / "networks").glob("sl-0-*.safetensors"))
+
+
+def test_slow_attacks_are_made_with_all_and_drawn_where_they_are_published():
+    asked = {}
+    for profile, slow in (("quick", True), ("quick", False), ("results/quick", False)):
+        plan = run_all.jobs(Study.open(profile), {"profile": profile}, slow)
+        asked[profile, slow] = plan["05_is_it_real"].parameters.get("slow", "as in the notebook")
+    assert list(asked.values()) == ["as in the notebook", False, "as in the notebook"]
+    assert "\nslow = True  # bool" in (ROOT / "notebooks" / "05_is_it_real.py").read_text()
