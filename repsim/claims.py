@@ -1,8 +1,7 @@
 """The seven claims, posed so that a run can support or contradict them: criteria, intervals, verdicts, placebos.
 
-`docs/preregistration.md` has the argument, the notation and the thresholds; this file computes them. A statistic is an array of
-replicates (1 + folds + seeds,): of everything, without each fold of the test images, without each seed of all
-objectives. Statistics are plain numpy on such arrays; `interval` turns one into an estimate with its 95 % interval at the end.
+`docs/preregistration.md` has the argument, the notation and the thresholds. A statistic is an array of replicates
+(1 + folds + seeds,): of everything, without each fold of the test images, without each seed of all objectives.
 """
 
 from __future__ import annotations
@@ -57,10 +56,8 @@ def without_each_fold(by_fold: Array, images: Array) -> Array:
 
 
 def interval(values: Array, seeds: int) -> tuple[float, float, float]:
-    """(estimate, low, high) of replicates: 95 %, over seeds and images, from a jackknife of each and Student's t.
-
-    It has seeds - 1 degrees of freedom. NaN limits with fewer than 3 seeds; all NaN if a replicate is undefined.
-    """
+    """(estimate, low, high) of replicates: 95 %, from a jackknife over seeds and over images and Student's t of seeds - 1 degrees
+    of freedom. NaN limits with fewer than 3 seeds; all NaN if a replicate is undefined."""
     estimate = float(values[0])
     if seeds < 3 or not np.isfinite(values).all():
         return (estimate if seeds < 3 else math.nan), math.nan, math.nan
@@ -92,14 +89,10 @@ def relative(statistic: Callable[..., Array], a: str, b: str, *layer: str) -> Ar
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What the claims rest on; statistics are methods that give replicates (1 + folds + seeds,), NaN where networks are missing.
+    """What the claims rest on; statistics are methods that give replicates (1 + folds + seeds,), NaN where networks are missing."""
 
-    `readings`: network -> measure -> means by fold of the test images (folds, layers), as `Study.readings` gives them: "probe",
-    "views", "views of a class". The streams of `comparison` have the same names, "OBJECTIVE-SEED".
-    """
-
-    comparison: Comparison
-    readings: Mapping[str, Mapping[str, pd.DataFrame]]
+    comparison: Comparison  # its streams are networks, "OBJECTIVE-SEED"
+    readings: Mapping[str, Mapping[str, pd.DataFrame]]  # as of `Study.readings`: network -> measure -> (folds, layers)
     seeds: int
     estimator: str = "unbiased"  # which of the comparison's is asked
     places: Mapping[str, str] = field(default_factory=dict)  # objective -> the one in its place: placebos and controls
@@ -177,10 +170,7 @@ class Evidence:
 
 
 class Part:
-    """A statistic that is claimed to lie above (or below) a threshold: estimate, low, high, verdict.
-
-    `scaled` becomes its (estimate, low, high), and gives `without_seed`, the estimates without each seed in turn.
-    """
+    """A statistic that is claimed to lie above (or below) a threshold: estimate, low, high, verdict."""
 
     def __init__(
         self,
@@ -204,7 +194,7 @@ class Part:
         self.estimate, low, high = interval(values, seeds)
         self.low, self.high = (math.nan, math.nan) if self.reason else (low, high)
         scaled = values / self.threshold if scaled is None else scaled
-        self.scaled, self.without_seed = interval(scaled, seeds), tuple(scaled[-seeds:].tolist())
+        self.scaled, self.without_seed = interval(scaled, seeds), tuple(scaled[-seeds:].tolist())  # each seed in turn
         ends = self.beyond(self.low), self.beyond(self.high)  # NaN compares false
         self.verdict = SUPPORTED if min(ends) > 0 else CONTRADICTED if max(ends) < 0 else UNDECIDED
 
@@ -412,10 +402,8 @@ def parts(claims: Sequence[Claim]) -> pd.DataFrame:
 
 
 def one_look(claims: Sequence[Claim], ticks: pd.DataFrame | None = None) -> pd.DataFrame:
-    """A row per claim for `charts.forest`: its weakest part in units of the threshold, and the range of its placebos.
-
-    ticks: what attacks make of the claims (row, value); a note then says how many seeds a claim rests on and how many agree.
-    """
+    """A row per claim for `charts.forest`: its weakest part in units of the threshold, and the range of its placebos; with `ticks`,
+    what attacks make of the claims (row, value), a note says how many seeds a claim rests on and how many attacks agree."""
     rows = []
     for claim in claims:
         weakest, note = claim.weakest, ""

@@ -46,11 +46,8 @@ class Queue(submitit.slurm.slurm.SlurmInfoWatcher):
 def slurm(
     folder: Path, environment: Mapping[str, str], *, cpus: int, gpus=None, time=None, memory=None, partition=None
 ) -> submitit.SlurmExecutor:
-    """Jobs of one process on this cluster, logged below `folder`, with these environment variables, CPUs, GPUs and memory (GB).
-
-    A job that reaches the limit of time (minutes, 240 if None) is queued again, up to RESTARTS times. What else is None is the
-    cluster's default. Raises ValueError where SLURM's commands are not.
-    """
+    """Jobs of one process on this cluster, logged below `folder`; what is None is the cluster's default, memory is in GB. One
+    that reaches the limit of time (minutes, 240 if None) is queued again. Raises ValueError where SLURM's commands are not."""
     if shutil.which("sbatch") is None:
         raise ValueError("no sbatch here: start it where SLURM's commands are, such as a cluster's login node")
     submitit.SlurmJob.watcher = Queue(delay_s=30)
@@ -68,10 +65,7 @@ class Jobs:
         self.executor, self.submitted = executor, []
 
     def call(self, name: str, function: Callable[..., str | None], *args: Any) -> str | None:
-        """What `function(*args)` returns, called in a job, or why the job ended without that.
-
-        Meanwhile prints those lines of the job's output that begin with `name`.
-        """
+        """What `function(*args)` returns, called in a job whose lines that begin with `name` are printed; or why it failed."""
         try:
             job = self.executor.submit(Resumable(), function, *args)
         except RuntimeError as error:  # sbatch said no

@@ -115,10 +115,9 @@ def resolve(model: nn.Module, layers: Layers = None) -> dict[str, str]:
 def tapped(model: nn.Module, layers: Mapping[str, str], reduce: Callable[[str, Tensor], None]) -> Iterator[None]:
     """Within: every forward pass of `model`, in eval mode, calls `reduce(name, output)` for each of `layers`, as from `resolve`.
 
-    `output` is the layer's output at that moment, of any shape, or its first tensor if it is a tuple, list or dict; reduce it
-    at once, as later operations may write over it. What torch.compile made runs uncompiled, as compiled code calls no hooks.
-    Modes, buffers (the network runs on copies) and hooks are afterwards as before, also after an exception. Layers that are
-    never called, called more than once without `path@k` or give no tensor raise ValueError or TypeError, but not `path@*`.
+    `output` is the layer's, or its first tensor if it is a tuple, list or dict; reduce it at once, as later operations may write
+    over it. Compiled networks run uncompiled. Modes, buffers and hooks are afterwards as before, also after an exception. Layers
+    that are never called, called more than once without `path@k` or give no tensor raise ValueError or TypeError.
     """
     modules, calls = _modules(model), Counter()
     model = modules[""]
@@ -175,9 +174,8 @@ def survey(
 ) -> Taps:
     """The layers to tap, tried on three images of a batch: what cannot be used is told at once, before any long work.
 
-    In the order of the forward pass. Of those that "all", a pattern or a type stands for, what is never called or gives no
-    row an image is left out, with a warning; what is called k times becomes `path@1` to `path@k`. `default` is the reduction
-    of layers that a mapping of them does not name. Raises as `pooled`.
+    In the order of the forward pass. Of `path@*`, what is never called or gives no row an image is left out, with a warning;
+    what is called k times becomes `path@1` to `path@k`. `default` reduces layers that a mapping of reductions does not name.
     """
     chosen, modules, names = resolve(model, layers), _modules(model), defaultdict(list)
     reductions = reduction if isinstance(reduction, Mapping) else dict.fromkeys(chosen, reduction)
@@ -225,11 +223,7 @@ def survey(
 
 
 def _channels(module: nn.Module, shape: torch.Size, known: list[tuple[nn.Module, int, torch.Size]]) -> int | None:
-    """The dimension of an output's channels, None where it cannot be told; adds to `known` what the module's type says.
-
-    Of other modules it stays where those within, or else all before, had it, unless they disagree or dimensions were moved;
-    then it is where the last of them had as many channels.
-    """
+    """The dimension of an output's channels, None where it cannot be told; adds to `known` what the module's type says."""
     last = len(shape) - 1
     norm = type(module) in (nn.LayerNorm, nn.RMSNorm) and len(module.normalized_shape) == 1
     if last > 1 and (norm or isinstance(module, CHANNELS_FIRST + CHANNELS_LAST)):
@@ -237,6 +231,8 @@ def _channels(module: nn.Module, shape: torch.Size, known: list[tuple[nn.Module,
         return known[-1][1]
     if last < 2 or not known:
         return last if last < 2 else None
+    # The type does not say: channels stay where modules within, or else all before, had them, unless those disagree or
+    # dimensions were moved; then they are where the last of them had as many channels.
     _, axis, before = known[-1]
     within = set(module.modules())
     kinds = {a == 1 for m, a, _ in known if m in within} or {a == 1 for _, a, _ in known}
@@ -288,27 +284,23 @@ def pooled(
     """Pooled features: layer -> float32 (n, channels) on the CPU, one row an image in the order of the images.
 
     Args:
-        images: uint8 (n, 3, h, w) or (n, 1, h, w), brought into the study's scale, or float, given as they are; or a loader,
-            as for `batches`, whose labels are not used.
+        images: as for `network_input`; or a loader, as for `batches`, whose labels are not used.
         layers: as for `resolve`.
         reduction: "mean" over all positions (pixels, tokens, padding too) of every channel, "cls" for the first token of
             (n, t, c), "none" for all of it, or a function of a layer's output (m, ...) that gives (m, ...); or a mapping of layers
             to those, "mean" for the others.
         transform: makes the network's input of a batch.
 
-    Raises ValueError or TypeError for an argument that cannot be used, as `survey` finds, and for no images.
+    Raises ValueError or TypeError for an argument that cannot be used, and for no images.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
     parts, taps = defaultdict(list), {}
     tune_allocator()
-
-    def keep(name: str, x: Tensor) -> None:
-        parts[name].append(x.float().reshape(len(x), -1).cpu().clone())
-
     for x, _, _ in batches(images, batch_size):
         taps = taps or survey(model, layers, x, reduction, transform, "mean")
-        run(model, taps, network_input(x, model, transform), keep)
+        x = network_input(x, model, transform)
+        run(model, taps, x, lambda name, x: parts[name].append(x.float().reshape(len(x), -1).cpu().clone()))
     return {name: torch.cat(parts[name]) for name in taps}
 
 
@@ -383,11 +375,10 @@ def batches(images: object, size: int, least: int = 1) -> Iterator[tuple[Inputs,
     `least` rows; of a loader its batches as they come.
 
     A batch is a tensor, an array, a pair (x, y), or a dict, of which the first of `IMAGE_KEYS` is taken, with an attention or
-    pixel mask beside it; of a dict without any of them all tensors but its labels. Several tensors are given to the network
-    by keyword; transform= may choose among them. Raises TypeError or ValueError for images of other kinds, fewer than
-    `least`, NaN and infinity.
+    pixel mask beside it; of a dict without any of them all tensors but its labels, by keyword. Raises TypeError or ValueError
+    for images of other kinds, fewer than `least`, NaN and infinity.
     """
-    if isinstance(images, Tensor) or hasattr(images, "__array__"):
+    if hasattr(images, "__array__"):
         x = as_tensor(images, "images")
         if x.ndim < 2 or len(x) < least or x.numel() == 0:
             raise ValueError(f"images: expected at least {least}, in a tensor (n, ...), got shape {tuple(x.shape)}")
@@ -399,31 +390,27 @@ def batches(images: object, size: int, least: int = 1) -> Iterator[tuple[Inputs,
         raise TypeError(f"images: expected a tensor or a loader of batches, got {type(images).__name__}; {remedy}")
     largest = 0
     for i, batch in enumerate(images):
-        x, y, count = _unpacked(batch, i)
-        largest = max(largest, count)
-        yield x, y, count
+        if isinstance(batch, Mapping):
+            y = next((batch[k] for k in LABEL_KEYS if k in batch), None)
+            first = next((k for k in IMAGE_KEYS if k in batch), None)
+            keys = [k for k in batch if k not in LABEL_KEYS] if first is None else [first, *MASK_KEYS]
+            x = {k: as_features(batch[k], "images") for k in keys if isinstance(batch.get(k), (Tensor, np.ndarray))}
+            x = next(iter(x.values())) if len(x) == 1 else x
+        else:
+            x, y = (*batch, None)[:2] if isinstance(batch, (tuple, list)) and batch else (batch, None)
+            x = as_features(x, "images") if hasattr(x, "__array__") else x
+        shape = tuple(getattr(next(iter(x.values()), None) if isinstance(x, dict) else x, "shape", ()))
+        if len(shape) < 2 or (len(shape) == 3 and shape[0] in (1, 3)):
+            got = f"shape {shape}" if shape else list(batch) if isinstance(batch, Mapping) else type(x).__name__
+            kinds = f"tensors, pairs (x, y) or dicts with {', '.join(IMAGE_KEYS)}, got {got} in batch {i}"
+            remedy = (
+                "torch.stack(images) makes a batch of a list of images, DataLoader(dataset, batch_size) of a data set"
+            )
+            raise ValueError(f"images: expected batches (m, ...) as {kinds}; {remedy}")
+        largest = max(largest, shape[0])
+        yield x, y, shape[0]
     if largest < least:
         raise ValueError(f"images: expected batches of at least {least}, got {largest or 'none'}")
-
-
-def _unpacked(batch: object, i: int) -> tuple[Inputs, object, int]:
-    """The inputs, labels and rows of a loader's batch i."""
-    if isinstance(batch, Mapping):
-        y = next((batch[k] for k in LABEL_KEYS if k in batch), None)
-        first = next((k for k in IMAGE_KEYS if k in batch), None)
-        keys = [k for k in batch if k not in LABEL_KEYS] if first is None else [first, *MASK_KEYS]
-        x = {k: as_features(batch[k], "images") for k in keys if isinstance(batch.get(k), (Tensor, np.ndarray))}
-        x = next(iter(x.values())) if len(x) == 1 else x
-    else:
-        x, y = (*batch, None)[:2] if isinstance(batch, (tuple, list)) and batch else (batch, None)
-        x = as_features(x, "images") if isinstance(x, Tensor) or hasattr(x, "__array__") else x
-    shape = tuple(getattr(next(iter(x.values()), None) if isinstance(x, dict) else x, "shape", ()))
-    if len(shape) < 2 or (len(shape) == 3 and shape[0] in (1, 3)):
-        got = f"shape {shape}" if shape else list(batch) if isinstance(batch, Mapping) else type(x).__name__
-        kinds = f"tensors, pairs (x, y) or dicts with {', '.join(IMAGE_KEYS)}, got {got} in batch {i}"
-        remedy = "torch.stack(images) makes a batch of a list of images, DataLoader(dataset, batch_size) of a data set"
-        raise ValueError(f"images: expected batches (m, ...) as {kinds}; {remedy}")
-    return x, y, shape[0]
 
 
 @functools.cache

@@ -19,7 +19,7 @@ import time
 import timeit
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -156,20 +156,11 @@ def seconds_per_pass(settings: Settings, images: data.Splits, device: Device = "
         loss.backward()
         loss.item()  # waits for the device
 
-    with _threads(settings.threads):
+    with contextlib.ExitStack() as undo:
+        undo.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(settings.threads)
         step()
         return timeit.timeit(step, number=3) / (3 * len(part) * trainee.objective.n_views)
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Within: torch computes with so many CPU threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def progress_bar(total: int, title: str, **options: Any) -> tqdm:
@@ -221,10 +212,7 @@ class Trainee(nn.Module):
             self.ema_copy = copy.deepcopy(self.model).requires_grad_(False)
 
     def loss(self, images: Tensor, labels: Tensor, key: tuple, network: nn.Module | None = None) -> Tensor:
-        """The objective's loss on one batch; `key` names the generators of its views.
-
-        With `network`, which trains the model together with other ranks, each rank computes its rows of the batch.
-        """
+        """The objective's loss on one batch, by the generators `key`; of `network`, trained with other ranks, by rows of each."""
         settings, objective, n = self.settings, self.objective, self.objective.n_views
         rows = distributed.rows_of_rank(len(images)) if network else augment.ALL
         view = augment.VIEWS[objective.views]
@@ -247,12 +235,11 @@ class Trainee(nn.Module):
     @torch.no_grad()
     def validation_loss(self, images: data.ImageSet) -> float:
         """The mean loss in eval mode over whole batches of `images`, with views that are the same every time."""
-        training, size = self.training, min(self.settings.batch_size, len(images))
+        training, losses, size = self.training, [], min(self.settings.batch_size, len(images))
         self.eval()
-        batches = {i: images.take(slice(i, i + size)) for i in range(0, len(images) - size + 1, size)}
-        losses = [
-            self.loss(b.images, b.labels, (self.settings.seed, "validation", i)).item() for i, b in batches.items()
-        ]
+        for i in range(0, len(images) - size + 1, size):
+            batch = images.take(slice(i, i + size))
+            losses.append(float(self.loss(batch.images, batch.labels, (self.settings.seed, "validation", i))))
         self.train(training)
         return sum(losses) / len(losses)
 
@@ -270,9 +257,9 @@ def _pooled(network: nn.Module, x: Tensor, layer: str | None) -> tuple[Tensor, T
         return network(x), means[0]
 
 
-def measure_batch_norm(model: nn.Module, images: Tensor, batch_size: int = 256) -> None:
+def measure_batch_norm(model: nn.Module, images: Tensor) -> None:
     """Set the running statistics of every batch norm, 0 and 1 before training, to their averages over `images`."""
-    inputs = (data.as_input(batch) for batch in images.split(batch_size) if len(batch) > 1)
+    inputs = (data.as_input(batch) for batch in images.split(256) if len(batch) > 1)
     torch.optim.swa_utils.update_bn((x.contiguous(memory_format=torch.channels_last) for x in inputs), model)
 
 
@@ -293,8 +280,8 @@ def train(
     call this, train it together; only rank 0 reads and writes `folder`.
     `progress` shows a bar over image passes, or is called with the number of passes since it was last called.
 
-    Raises ValueError for fewer images than one batch, a batch that ranks cannot share, and ranks and an objective with an extra
-    module; RuntimeError where the loss became NaN or infinite; OSError where `folder` cannot be written. What it held stays.
+    Raises ValueError for what cannot be trained so; RuntimeError where the loss became NaN or infinite; OSError where `folder`
+    cannot be written. What it held stays.
     """
     if len(images.train) < settings.batch_size and settings.epochs:
         most = f"at most the number of training images, {len(images.train)}"
@@ -305,13 +292,11 @@ def train(
     if distributed.ranks() > 1 and (objective.extra_module or objective.ema_copy):
         alone = "one that trains the network alone, as ranks share nothing else"
         raise ValueError(f"objective: expected {alone}, got {settings.objective!r}; train it by one process")
-    final, device = path(settings, images, folder), torch.device(device)
+    final, device, shown = path(settings, images, folder), torch.device(device), not distributed.rank() and progress
 
     def make(kept: Trained | None = None) -> Trained:
         """What rank 0 has loaded; if it has not, what all ranks train together."""
-        with _threads(settings.threads):
-            shown = progress if not distributed.rank() else False
-            return distributed.broadcast(kept) or _train(settings, images, final, device, shown)
+        return distributed.broadcast(kept) or _train(settings, images, final, device, shown)
 
     def save(path: Path, trained: Trained) -> None:
         meta = {"settings": dataclasses.asdict(settings), "classes": list(images.train.classes), "images": images.name}
@@ -321,7 +306,10 @@ def train(
         for checkpoint in path.parent.glob(f"{path.stem}.checkpoint*"):
             checkpoint.unlink()
 
-    trained = make() if distributed.rank() else store.load_or_make(final, lambda p: make(load(p)), make, save)
+    with contextlib.ExitStack() as undo:
+        undo.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(settings.threads)
+        trained = make() if distributed.rank() else store.load_or_make(final, lambda p: make(load(p)), make, save)
     trained.model.to(device, memory_format=torch.channels_last)
     return trained
 
