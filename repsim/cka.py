@@ -31,15 +31,11 @@ LABELS, PIXELS = ("labels", "labels"), ("pixels", "pixels")  # sources
 
 
 def cka(x: Tensor, y: Tensor, *, estimator: str = "unbiased") -> float:
-    """Linear CKA of two representations of the same n images, in float64.
+    """Linear CKA of features x (n, ...) and y (n, ...) of the same images, in float64; NaN, with a warning, if one is constant.
 
-    Args:
-        x, y: features (n, p) and (n, q), tensors or arrays; further dimensions are flattened.
-        estimator: "unbiased" (HSIC_1: about 0 for independent features, may be slightly negative, at most 1), or "biased"
-            (HSIC_0 of Kornblith et al. 2019, in [0, 1]; for independent noise near sqrt(pq / ((n + p)(n + q)))).
-
-    Returns NaN, with a warning, where it is undefined: a representation that is constant over the images. Raises TypeError or
-    ValueError for what holds no numbers, fewer than 4 or different rows, NaN, infinity and unknown settings.
+    estimator: "unbiased" (HSIC_1: about 0 for independent features, may be slightly negative, at most 1), or "biased" (HSIC_0 of
+    Kornblith et al. 2019, in [0, 1]; for independent noise, (n, p) and (n, q), near sqrt(pq / ((n + p)(n + q)))). Raises
+    TypeError or ValueError for what holds no numbers, fewer than 4 or different rows, NaN, infinity and other estimators.
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator: expected one of {', '.join(ESTIMATORS)}, got {estimator!r}")
@@ -86,8 +82,8 @@ def compare(
 
     Args:
         models: name -> network, used on its device in eval mode and left as it was. Without any, features are compared.
-        images: as for `repsim.taps.pooled`, in nearly equal batches of at most `batch_size` (`batch_size=n` gives the exact value
-            of the full sample); or a loader, read once; its batches of fewer than 4 images are left out, with a warning.
+        images: as for `repsim.taps.pooled`, in nearly equal batches of at most `batch_size` (n gives the value of the full
+            sample); or a loader, whose batches of fewer than 4 images are left out, with a warning.
         labels: classes (n,), whole numbers, or a row of numbers an image (n, c): the stream "labels". None takes them from a
             loader that has them, False leaves them out.
         views: name -> function of (images, generator), whose result every network is given: the streams "network@view".

@@ -145,13 +145,13 @@ class Evidence:
 
     def grid_correlation(self, a: str, b: str) -> Array:
         """r_AB: mean partial correlation of two networks' own CKA grids given those of the untrained ones of their seeds."""
-        own = functools.cache(self._grid)
-        return self._over_pairs(a, b, lambda x, y, i, j: partial_correlation(*map(own, (x, y, f"{U}-{i}", f"{U}-{j}"))))
+        cells = [*itertools.combinations(self.layers, 2)]
 
-    def _grid(self, name: str) -> Array:
-        """CKA of every layer of a network with every other one, (1 + folds, cells)."""
-        cells = itertools.combinations(self.layers, 2)
-        return np.stack([self.comparison.replicates(name, k, name, l, self.estimator) for k, l in cells], axis=1)
+        @functools.cache
+        def own(x: str) -> Array:  # (1 + folds, cells)
+            return np.stack([self.comparison.replicates(x, k, x, l, self.estimator) for k, l in cells], axis=1)
+
+        return self._over_pairs(a, b, lambda x, y, i, j: partial_correlation(*map(own, (x, y, f"{U}-{i}", f"{U}-{j}"))))
 
     def reading(self, measure: str, objective: str, layer: str) -> Array:
         """The mean of a reading over seeds, in nats."""
@@ -164,9 +164,6 @@ class Evidence:
 
     def told(self, values: Array, digits: int = 2) -> str:
         return told(values, self.seeds, digits)
-
-    def part(self, statement: str, values: Array, **options: Any) -> Part:
-        return Part(statement, values, self.seeds, **options)
 
 
 class Part:
@@ -256,7 +253,7 @@ class Claim:
 def c1(e: Evidence) -> tuple[list[Part], str]:
     """SimCLR uses the residual network as supervised learning does"""
     ratio = relative(e.grid_correlation, SL, SC)
-    return [e.part("agreement of the two layer grids beyond untrained ones", ratio, above=0.5)], (
+    return [Part("agreement of the two layer grids beyond untrained ones", ratio, e.seeds, above=0.5)], (
         f"Beyond what untrained networks show, the grid of SimCLR's layers agrees with SL's to {e.told(ratio)} of "
         "what two seeds of one objective do."
     )
@@ -265,7 +262,7 @@ def c1(e: Evidence) -> tuple[list[Part], str]:
 def c2(e: Evidence) -> tuple[list[Part], str]:
     """the intermediate representations are similar"""
     shared, same_labels = (np.mean([e.pi(SL, o, l) for l in e.blocks(*MIDDLE)], axis=0) for o in (SC, V))
-    return [e.part("partial cosine of middle post-residual layers", shared, above=0.5)], (
+    return [Part("partial cosine of middle post-residual layers", shared, e.seeds, above=0.5)], (
         f"Beyond untrained networks, middle layers of SL and SimCLR share {e.told(shared)} of their similarity structure; "
         f"SL and SL on SimCLR's views share {e.told(same_labels)}."
     )
@@ -276,7 +273,7 @@ def c3(e: Evidence) -> tuple[list[Part], str]:
     blocks = [l for l in e.blocks(*MIDDLE) if not l.endswith(".0")]  # M*: .0 opens a stage by a projection shortcut
     outputs, branches = (np.mean([e.rho(SL, SC, l + kind) for l in blocks], axis=0) for kind in ("", ".residual"))
     gap = outputs - branches
-    return [e.part("blocks' outputs agree more than their residual branches", gap, above=0.05)], (
+    return [Part("blocks' outputs agree more than their residual branches", gap, e.seeds, above=0.05)], (
         f"Relative to seeds, SL and SimCLR agree to {e.told(outputs)} after middle blocks and to {e.told(branches)} in what "
         f"those blocks add: a difference of {e.told(gap)}."
     )
@@ -288,12 +285,12 @@ def c4(e: Evidence) -> tuple[list[Part], str]:
     place = [*e.blocks(), "head"].index
     across, views = (e.pi(SL, o, m) - e.pi(SL, o, end) for o in (SC, V))
     statement, bends = "the last stage loses more similarity across objectives than across views", {}
-    parts = [e.part(statement, across - views, above=0.05)]
+    parts = [Part(statement, across - views, e.seeds, above=0.05)]
     for o in (SL, V):
         late = (e.angle(o, SC, end) - e.angle(o, SC, m)) / (place(end) - place(m))
         bends[o] = bend = late - (e.angle(o, SC, m) - e.angle(o, SC, b)) / (place(m) - place(b))
         statement = f"{TITLES[o]} and SimCLR part faster in the last stage than in the middle"
-        parts.append(e.part(statement, bend, above=0.0, unit="degrees a block", scaled=1 + bend))
+        parts.append(Part(statement, bend, e.seeds, above=0.0, unit="degrees a block", scaled=1 + bend))
     return parts, (
         f"Over the last stage {e.told(across)} of the shared similarity is lost across objectives and {e.told(views)} across "
         f"views; the angle opens by {e.told(bends[SL], 1)} degrees a block more than before."
@@ -311,14 +308,14 @@ def _less_than_half(e: Evidence, statement: str, other: Array, owner: Array) -> 
     """That `other` is less than half of `owner`, tested as a contrast; drawn as a share."""
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.where(owner > 0, other / owner, np.nan)
-    return e.part(statement, other - 0.5 * owner, below=0.0, unit="nats", scaled=2 * (1 - share))
+    return Part(statement, other - 0.5 * owner, e.seeds, below=0.0, unit="nats", scaled=2 * (1 - share))
 
 
 def c5(e: Evidence) -> tuple[list[Part], str]:
     """SL's last layers fit the classes, SimCLR's do not"""
     sl, sc = (_last_stage(e, "probe", o) for o in (SL, SC))
     return [
-        e.part("SL's last stage improves the class reading", sl, above=0.1, unit="nats"),
+        Part("SL's last stage improves the class reading", sl, e.seeds, above=0.1, unit="nats"),
         _less_than_half(e, "SimCLR's last stage improves it by less than half as much", sc, sl),
     ], (
         f"Beyond untrained networks, SL's last stage lowers the probe's cross-entropy by {e.told(sl)} nats, SimCLR's by "
@@ -330,7 +327,7 @@ def c6(e: Evidence) -> tuple[list[Part], str]:
     """SimCLR's last layers fit invariance to views, SL's do not"""
     sc, sl, v = (_last_stage(e, "views", o) for o in (SC, SL, V))
     return [
-        e.part("SimCLR's last stage improves the view reading", sc, above=0.05, unit="nats"),
+        Part("SimCLR's last stage improves the view reading", sc, e.seeds, above=0.05, unit="nats"),
         _less_than_half(e, "SL's last stage improves it by less than half as much", sl, sc),
         _less_than_half(e, "so does the last stage of SL on SimCLR's views", v, sc),
     ], (
@@ -353,10 +350,11 @@ def c7(e: Evidence, views: str = "views of a class") -> tuple[list[Part], str]:
     (sl, by_views), (v, _) = (implicit_fit(e, views, o, SC, m) for o in (SL, V))
     one = {"SL's gain in the class reading": by_labels}
     both = one | {"SimCLR's gain in the view reading within classes": by_views}
-    parts = [e.part("SimCLR reaches half of SL's gain in the class reading", classes, above=0.5, denominators=one)]
+    statement = "SimCLR reaches half of SL's gain in the class reading"
+    parts = [Part(statement, classes, e.seeds, above=0.5, denominators=one)]
     for title, share in ((TITLES[SL], sl), (TITLES[V], v)):
         statement = f"{title} reaches less of SimCLR's gain in the view reading within classes"
-        parts.append(e.part(statement, classes - share, above=0.1, denominators=both))
+        parts.append(Part(statement, classes - share, e.seeds, above=0.1, denominators=both))
     return parts, (
         f"At the end of stage 3 SimCLR reaches {e.told(classes)} of SL's gain in the class reading; of SimCLR's gain in telling "
         f"views apart within a class SL reaches {e.told(sl)}, SL on the same views {e.told(v)}."

@@ -50,15 +50,13 @@ def _similarities(za: Tensor, zb: Tensor, temperature: float) -> tuple[Tensor, T
 def _same_class(za: Tensor, labels: Tensor) -> Tensor:
     """Whether two of the 2n views are of one class, (2n, 2n)."""
     if labels.shape != za.shape[:1] or labels.is_floating_point():
-        got = f"{labels.dtype} of {tuple(labels.shape)}"
-        raise ValueError(f"labels: expected whole numbers of shape {tuple(za.shape[:1])}, got {got}")
+        raise ValueError(f"labels: expected whole numbers ({len(za)},), got {labels.dtype} of {tuple(labels.shape)}")
     return labels.repeat(2)[:, None] == labels.repeat(2)
 
 
 def _check_pair(a: Tensor, b: Tensor, names: str = "za, zb") -> None:
     if a.ndim != 2 or a.shape != b.shape or len(a) < 2:
-        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
-        raise ValueError(f"{names}: expected two views of the same n >= 2 images, both (n, d), got {shapes}")
+        raise ValueError(f"{names}: expected two views (n, d), n >= 2, got {tuple(a.shape)} and {tuple(b.shape)}")
 
 
 @in_full_precision

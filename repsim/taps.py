@@ -41,16 +41,11 @@ CHANNELS_FIRST += (pooling._MaxPoolNd, pooling._AvgPoolNd, pooling._AdaptiveMaxP
 CHANNELS_LAST = (nn.Linear, nn.Embedding, nn.MultiheadAttention, nn.RNNBase, nn.TransformerEncoderLayer)
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network within torch.compile, DataParallel, DistributedDataParallel or AveragedModel."""
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of the network within WRAPPERS and torch.compile, by path without the parts that those add."""
     while isinstance(model, WRAPPERS) or hasattr(model, "_orig_mod"):
         model = model._orig_mod if hasattr(model, "_orig_mod") else model.module
-    return model
-
-
-def _modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The network's modules by path, without the parts that torch.compile adds."""
-    return {_plain(path): module for path, module in unwrapped(model).named_modules(remove_duplicate=False)}
+    return {_plain(path): module for path, module in model.named_modules(remove_duplicate=False)}
 
 
 def _plain(path: str) -> str:
@@ -65,10 +60,10 @@ def resolve(model: nn.Module, layers: Layers = None) -> dict[str, str]:
             study's names, of module paths, of patterns ("layer*.*", "encoder.layers.*": a `*` is any text without a dot,
             `**` any text) and of module types; or a mapping of names of your own to those. A module that one forward pass
             calls several times must be named by call: `path@2` is its second; what "all", a pattern or a type stands for is
-            `path@*`, every call. What torch.compile and DataParallel add to paths may be left out.
+            `path@*`, every call.
 
-    Raises TypeError for None where the model is not one of our ResNets, what is no name, and scripted models; ValueError for
-    unknown layers (close matches are listed), a name given twice, or no layer at all.
+    Raises TypeError for None where the model is not one of our ResNets, for what is no name, and for scripted models; ValueError
+    for unknown layers, a name given twice, or no layer at all.
     """
     modules, study = _modules(model), {}
     model = modules[""]
@@ -112,12 +107,12 @@ def resolve(model: nn.Module, layers: Layers = None) -> dict[str, str]:
 
 
 @contextmanager
-def tapped(model: nn.Module, layers: Mapping[str, str], reduce: Callable[[str, Tensor], None]) -> Iterator[None]:
+def tapped(model: nn.Module, layers: Mapping[str, str], reduce: Callable[[str, Tensor], None]) -> Iterator[nn.Module]:
     """Within: every forward pass of `model`, in eval mode, calls `reduce(name, output)` for each of `layers`, as from `resolve`.
 
     `output` is the layer's, or its first tensor if it is a tuple, list or dict; reduce it at once, as later operations may write
-    over it. Compiled networks run uncompiled. Modes, buffers and hooks are afterwards as before, also after an exception. Layers
-    that are never called, called more than once without `path@k` or give no tensor raise ValueError or TypeError.
+    over it. Compiled networks run uncompiled; the one within wrappers is given. Modes, buffers and hooks are afterwards as
+    before. Layers never called, called more than once without `path@k` or without a tensor raise ValueError or TypeError.
     """
     modules, calls = _modules(model), Counter()
     model = modules[""]
@@ -152,8 +147,7 @@ def tapped(model: nn.Module, layers: Mapping[str, str], reduce: Callable[[str, T
             undo.callback(module.register_forward_hook(tap).remove)
         if "torch._dynamo" in sys.modules:  # else nothing is compiled
             undo.enter_context(torch.compiler.set_stance("force_eager"))
-        model.eval()
-        yield
+        yield model.eval()
 
 
 def _miscalled(call: str, calls: int) -> str | None:
@@ -265,10 +259,9 @@ def _reducer(reduction: Reduction, axis: int | None, x: Tensor) -> Callable[[Ten
 
 def run(model: nn.Module, taps: Taps, inputs: Inputs, keep: Callable[[str, Tensor], None]) -> None:
     """One forward pass, of one tensor or of several by keyword, that calls `keep(layer, rows)`."""
-    model = unwrapped(model)
     paths = {name: path for name, (path, _) in taps.items()}
-    with tapped(model, paths, lambda name, output: keep(name, taps[name][1](output))):
-        model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    with tapped(model, paths, lambda name, output: keep(name, taps[name][1](output))) as network:
+        network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
 
 
 @torch.no_grad()
@@ -305,10 +298,8 @@ def pooled(
 
 
 def as_tensor(value: object, name: str) -> Tensor:
-    """A tensor of real numbers, without gradients, from a tensor, an array, a list of numbers, a Series or a DataFrame.
-
-    Whole numbers other than uint8 become int64, float8 becomes float32. Raises TypeError for all else.
-    """
+    """A tensor of real numbers, without gradients, from whatever numpy makes an array of; else TypeError. Whole numbers other than
+    uint8 become int64."""
     if not isinstance(value, Tensor):
         try:
             value = torch.from_numpy(np.array(value, order="C"))
@@ -362,8 +353,7 @@ def network_input(images: Inputs, model: nn.Module, transform: Callable[[Inputs]
     elif isinstance(images, Tensor) and images.dtype == torch.uint8:
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             remedy = "images.permute(0, 3, 1, 2) puts channels first, transform= makes a network's input of others"
-            got = f"got {tuple(images.shape)}; {remedy}"
-            raise ValueError(f"images: expected uint8 of shape (n, 3, h, w) or (n, 1, h, w), {got}")
+            raise ValueError(f"images: expected uint8 of shape (n, 1 or 3, h, w), got {tuple(images.shape)}; {remedy}")
         images = images.float().mul_(4 / 255).sub_(2)
     elif isinstance(images, Tensor) and not images.is_floating_point():
         raise TypeError(f"images: expected uint8 or float, got {images.dtype}; pass transform= for other inputs")
@@ -415,9 +405,8 @@ def batches(images: object, size: int, least: int = 1) -> Iterator[tuple[Inputs,
 
 @functools.cache
 def tune_allocator() -> bool:
-    """Raise glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD by mallopt(3), once a process; not if `REPSIM_MALLOC=0`.
-    Large activations are then kept instead of returned to the system and faulted in again: inference gets 1.2 to 2 times faster
-    on the CPU, training 1.15 times; freed memory stays with the process."""
+    """Have glibc keep large freed memory instead of returning it to the system, by mallopt(3), once a process; not if
+    `REPSIM_MALLOC=0`. On the CPU inference gets 1.2 to 2 times faster, training 1.15 times."""
     libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
     if os.environ.get("REPSIM_MALLOC") == "0" or not hasattr(libc, "gnu_get_libc_version"):
         return False

@@ -275,17 +275,15 @@ def train(
     """Load the network that these settings give on these images from `folder`; train it, and keep it there, if it is not.
 
     A checkpoint is written beside it after every epoch and every two minutes, so that a killed run goes on where it was, and of
-    the objectives SNAPSHOTS the weights at some moments on the way (`schedule`), rounded as the network is; these stay.
-    A second process that asks for the same network waits for the first and loads. The ranks of a torchrun, all of which
-    call this, train it together; only rank 0 reads and writes `folder`.
-    `progress` shows a bar over image passes, or is called with the number of passes since it was last called.
+    the objectives SNAPSHOTS the weights at some moments on the way (`schedule`), rounded as the network is; these stay. A second
+    process that asks for the same network waits for the first; the ranks of a torchrun, all of which call this, train it
+    together. `progress` shows a bar over image passes, or is called with the number of passes since it was last called.
 
     Raises ValueError for what cannot be trained so; RuntimeError where the loss became NaN or infinite; OSError where `folder`
-    cannot be written. What it held stays.
+    cannot be written.
     """
     if len(images.train) < settings.batch_size and settings.epochs:
-        most = f"at most the number of training images, {len(images.train)}"
-        raise ValueError(f"batch_size: expected {most}, got {settings.batch_size}")
+        raise ValueError(f"batch_size: expected at most all images, {len(images.train)}, got {settings.batch_size}")
     if len(images.validation) < 2:
         raise ValueError(f"validation: expected at least 2 images, got {len(images.validation)}")
     objective = OBJECTIVES[settings.objective]
@@ -303,8 +301,7 @@ def train(
         meta |= {"history": trained.history.to_dict("list"), "seconds": round(trained.seconds, 1)}
         meta |= {"passes": passes(settings, len(images.train)), "torch": torch.__version__}
         store.save_tensors(path, to_half(trained.model.state_dict()), meta)
-        for checkpoint in path.parent.glob(f"{path.stem}.checkpoint*"):
-            checkpoint.unlink()
+        path.with_suffix(".checkpoint").unlink(missing_ok=True)
 
     with contextlib.ExitStack() as undo:
         undo.callback(torch.set_num_threads, torch.get_num_threads())
