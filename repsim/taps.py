@@ -361,12 +361,10 @@ def network_input(images: Inputs, model: nn.Module, transform: Callable[[Inputs]
 
 
 def batches(images: object, size: int, least: int = 1) -> Iterator[tuple[Inputs, object, int]]:
-    """(inputs, labels or None, rows) of each batch: of a tensor or array, nearly equal parts of at most `size` and at least
-    `least` rows; of a loader its batches as they come.
+    """(inputs, labels or None, rows) of each batch: of a tensor, nearly equal parts of `least` to `size` rows; of a loader its own.
 
-    A batch is a tensor, an array, a pair (x, y), or a dict, of which the first of `IMAGE_KEYS` is taken, with an attention or
-    pixel mask beside it; of a dict without any of them all tensors but its labels, by keyword. Raises TypeError or ValueError
-    for images of other kinds, fewer than `least`, NaN and infinity.
+    A batch is a tensor, a pair (x, y), or a dict, of which the first of `IMAGE_KEYS` is taken, with an attention or pixel mask
+    beside it, or else all tensors but its labels, by keyword. Raises TypeError or ValueError for images of other kinds.
     """
     if hasattr(images, "__array__"):
         x = as_tensor(images, "images")

@@ -101,8 +101,7 @@ class Settings:
 
     def simclr_views(self) -> dict[str, Any]:
         """The strengths of SimCLR's views as arguments of `augment.simclr`."""
-        jitter = (*[self.colour] * 3, self.hue)
-        return {"scale": (self.crop, 1.0), "jitter": jitter, "grayscale_p": self.grayscale}
+        return {"scale": (self.crop, 1.0), "jitter": (*[self.colour] * 3, self.hue), "grayscale_p": self.grayscale}
 
     def build(self, classes: int, device: Device = "cpu") -> models.ResNet:
         """The network before training."""
@@ -202,9 +201,8 @@ class Trainee(nn.Module):
         self.model = settings.build(classes, device)
         self.extra_module = self.ema_copy = None
         if self.objective.extra_module:
-            with torch.no_grad():
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 _, read = _pooled(self.model.eval(), torch.zeros(1, 3, 32, 32, device=device), self.objective.layer)
-            with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(store.generator(settings.seed, "companion").initial_seed())
                 self.extra_module = self.objective.extra_module(settings, read.shape[1], classes).to(device)
             self.model.train()
