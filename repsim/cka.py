@@ -31,15 +31,11 @@ LABELS, PIXELS = ("labels", "labels"), ("pixels", "pixels")  # sources
 
 
 def cka(x: Tensor, y: Tensor, *, estimator: str = "unbiased") -> float:
-    """Linear CKA of two representations of the same n images, in float64.
+    """Linear CKA of features x (n, ...) and y (n, ...) of the same images, in float64; NaN, with a warning, if one is constant.
 
-    Args:
-        x, y: features (n, p) and (n, q), tensors or arrays; further dimensions are flattened.
-        estimator: "unbiased" (HSIC_1: about 0 for independent features, may be slightly negative, at most 1), or "biased"
-            (HSIC_0 of Kornblith et al. 2019, in [0, 1]; for independent noise near sqrt(pq / ((n + p)(n + q)))).
-
-    Returns NaN, with a warning, where it is undefined: a representation that is constant over the images. Raises TypeError or
-    ValueError for what holds no numbers, fewer than 4 or different rows, NaN, infinity and unknown settings.
+    estimator: "unbiased" (HSIC_1: about 0 for independent features, may be slightly negative, at most 1), or "biased" (HSIC_0 of
+    Kornblith et al. 2019, in [0, 1]; for independent noise, (n, p) and (n, q), near sqrt(pq / ((n + p)(n + q)))). Raises
+    TypeError or ValueError for what holds no numbers, fewer than 4 or different rows, NaN, infinity and other estimators.
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator: expected one of {', '.join(ESTIMATORS)}, got {estimator!r}")
@@ -50,10 +46,9 @@ def cka(x: Tensor, y: Tensor, *, estimator: str = "unbiased") -> float:
     centred = []
     for value in (x, y):
         gram, raw = centred_gram(flat(exact(value)))
-        varies = gram.trace() > tolerance(value.dtype) * raw
-        centred.append(centre(gram, estimator) * varies)
+        gram = centre(gram, estimator) * (gram.trace() > tolerance(value.dtype) * raw)
+        centred.append(gram / gram.norm().clamp_min(1e-300))
     k, l = centred[0], centred[1].to(centred[0].device)
-    k, l = (gram / gram.norm().clamp_min(1e-300) for gram in (k, l))
     norms = (k * k).sum() * (l * l).sum()
     if not norms > 0:
         warnings.warn("cka: undefined (NaN), as a representation is constant over the images", stacklevel=2)
@@ -82,32 +77,28 @@ def compare(
 ) -> Comparison:
     """Minibatch CKA of all layers of all networks, and of labels, pixels and features, from one pass over the images.
 
-    Every network sees a batch before the next one is read: two orders of the images cannot get mixed up. Memory is flat in
-    their number. Only images of one batch are compared with each other, so their order must be random: a warning says where
-    it is that of the classes. Under torch.autocast the networks run in half precision, Grams stay in float32.
+    Memory is flat in the number of images. Only images of one batch are compared with each other, so their order must be random:
+    a warning says where it is that of the classes. Under torch.autocast the networks run in half precision, Grams in float32.
 
     Args:
         models: name -> network, used on its device in eval mode and left as it was. Without any, features are compared.
-        images: as for `repsim.taps.pooled`, in nearly equal batches of at most `batch_size` (`batch_size=n` gives the exact value
-            of the full sample); or a loader, read once; its batches of fewer than 4 images are left out, with a warning.
+        images: as for `repsim.taps.pooled`, in nearly equal batches of at most `batch_size` (n gives the value of the full
+            sample); or a loader, whose batches of fewer than 4 images are left out, with a warning.
         labels: classes (n,), whole numbers, or a row of numbers an image (n, c): the stream "labels". None takes them from a
             loader that has them, False leaves them out.
-        views: name -> function of (images, generator), called once a batch, its result given to every network: the
-            streams "network@view". The generator depends on view and batch only.
+        views: name -> function of (images, generator), whose result every network is given: the streams "network@view".
         features: name -> (n, p), a stream each, or name -> {layer: (n, p)}; beside a loader in its order, which has to be
             that of its data set (the order of an IterableDataset cannot be checked).
         ids: names of features, or "images", -> n names of the images, which have to be the same in the same order.
         pixels: add the stream "pixels".
-        layers: as for `repsim.taps.pooled`, for all networks, or a mapping from every network to those.
-        reduction: as for `repsim.taps.pooled`; "none" compares whole activation maps.
+        layers, reduction: as for `repsim.taps.pooled`; layers may be a mapping from every network to its own.
         estimators: "unbiased", "biased"; "rbf", which is unbiased with an RBF kernel for all but classes, its bandwidth that
             of the batch; "trimmed", unbiased without the images `leave_out`, positions in the order of the pass.
         folds: batch i belongs to fold i % folds; intervals come from leaving out each fold in turn.
         transform: makes a network's input of a batch, for all networks or by name; views are given as they are.
 
-    Returns a `Comparison`, in which layers that are constant over the images are undefined (NaN); a warning names them.
-    Raises ValueError or TypeError for an argument that cannot be used, as `repsim.taps.survey` finds on three images too, and
-    for NaN or infinite activations (network, layer and batch are named).
+    Layers that are constant over the images are undefined (NaN); a warning names them. Raises ValueError or TypeError for an
+    argument that cannot be used, and for NaN or infinite activations.
     """
     models, views, features = ({} if value is None else value for value in (models, views, features))
     _check(models, views, features, layers, transform, batch_size, folds, estimators)
@@ -199,11 +190,8 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 def centred_gram(x: Tensor, scaled: bool = True) -> tuple[Tensor, Tensor]:
-    """Gram (m, m) of the centred columns of x (m, p), and its trace without centring; float64.
-
-    Columns are taken in parts that fit into the processor's cache: x is read once and never copied whole. `scaled` reads it
-    again so that squares neither overflow nor vanish in float32, whatever the scale of x.
-    """
+    """Gram (m, m) of the centred columns of x (m, p), taken in parts that fit into the processor's cache, and its trace without
+    centring; float64. `scaled` reads x twice so that squares neither overflow nor vanish in float32, whatever its scale."""
     m = len(x)
     gram = x.new_zeros(m, m, dtype=torch.float64)
     offset = gram.new_zeros(())
@@ -266,11 +254,8 @@ def means_differ(batches: int, images: int, total: Tensor, squares: Tensor, with
 
 
 class HsicSums:
-    """The centred Grams of one batch, one row a source, and the HSIC of all pairs summed over the batches of each fold.
-
-    `sums` is float64 (estimators, folds, sources, sources), weighted by images, which `weights` (folds,) counts; `means` has
-    totals of the last layer of every stream of clean images for `means_differ`.
-    """
+    """The centred Grams of one batch, one row a source, and `sums` (estimators, folds, sources, sources): the HSIC of all pairs
+    over the batches of each fold, weighted by images, which `weights` (folds,) counts."""
 
     def __init__(self, sources: Sequence[Source], estimators: Sequence[str], folds: int, device: torch.device):
         self.row, self.estimators = {source: row for row, source in enumerate(sources)}, tuple(estimators)
@@ -278,7 +263,7 @@ class HsicSums:
         self.sums = torch.zeros(shape, dtype=torch.float64, device=device)
         self.weights = self.sums.new_zeros(folds)
         self.careful = [False] * len(self.row)  # whose features must be centred first
-        self.last = {stream: layer for stream, layer in sources if "@" not in stream}
+        self.last = {stream: layer for stream, layer in sources if "@" not in stream}  # of which `means` keeps totals
         self.means: dict[str, list] = {stream: [0, 0, 0.0, 0.0, 0.0] for stream in self.last}
 
     def begin_batch(self, images: int, keep: Tensor) -> None:
@@ -367,8 +352,11 @@ def _slice(given: Mapping[Source, Tensor], start: int, stop: int, total: int | N
 
 def _check(models, views, features, layers, transform, batch_size, folds, estimators) -> None:
     """All that can be checked before the first image."""
-    kinds = {"models": nn.Module, "views": Callable, "features": object}
-    for (name, kind), value in zip(kinds.items(), (models, views, features)):
+    for name, kind, value in (
+        ("models", nn.Module, models),
+        ("views", Callable, views),
+        ("features", object, features),
+    ):
         if not isinstance(value, Mapping):
             raise TypeError(f"{name}: expected a dict by name, such as {{'mine': ...}}, got {type(value).__name__}")
         for key, part in value.items():

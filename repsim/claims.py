@@ -1,8 +1,7 @@
 """The seven claims, posed so that a run can support or contradict them: criteria, intervals, verdicts, placebos.
 
-`docs/preregistration.md` has the argument, the notation and the thresholds; this file computes them. A statistic is an array of
-replicates (1 + folds + seeds,): of everything, without each fold of the test images, without each seed of all
-objectives. Statistics are plain numpy on such arrays; `interval` turns one into an estimate with its 95 % interval at the end.
+`docs/preregistration.md` has the argument, the notation and the thresholds. A statistic is an array of replicates
+(1 + folds + seeds,): of everything, without each fold of the test images, without each seed of all objectives.
 """
 
 from __future__ import annotations
@@ -57,10 +56,8 @@ def without_each_fold(by_fold: Array, images: Array) -> Array:
 
 
 def interval(values: Array, seeds: int) -> tuple[float, float, float]:
-    """(estimate, low, high) of replicates: 95 %, over seeds and images, from a jackknife of each and Student's t.
-
-    It has seeds - 1 degrees of freedom. NaN limits with fewer than 3 seeds; all NaN if a replicate is undefined.
-    """
+    """(estimate, low, high) of replicates: 95 %, from a jackknife over seeds and over images and Student's t of seeds - 1 degrees
+    of freedom. NaN limits with fewer than 3 seeds; all NaN if a replicate is undefined."""
     estimate = float(values[0])
     if seeds < 3 or not np.isfinite(values).all():
         return (estimate if seeds < 3 else math.nan), math.nan, math.nan
@@ -92,14 +89,10 @@ def relative(statistic: Callable[..., Array], a: str, b: str, *layer: str) -> Ar
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What the claims rest on; statistics are methods that give replicates (1 + folds + seeds,), NaN where networks are missing.
+    """What the claims rest on; statistics are methods that give replicates (1 + folds + seeds,), NaN where networks are missing."""
 
-    `readings`: network -> measure -> means by fold of the test images (folds, layers), as `Study.readings` gives them: "probe",
-    "views", "views of a class". The streams of `comparison` have the same names, "OBJECTIVE-SEED".
-    """
-
-    comparison: Comparison
-    readings: Mapping[str, Mapping[str, pd.DataFrame]]
+    comparison: Comparison  # its streams are networks, "OBJECTIVE-SEED"
+    readings: Mapping[str, Mapping[str, pd.DataFrame]]  # as of `Study.readings`: network -> measure -> (folds, layers)
     seeds: int
     estimator: str = "unbiased"  # which of the comparison's is asked
     places: Mapping[str, str] = field(default_factory=dict)  # objective -> the one in its place: placebos and controls
@@ -152,13 +145,13 @@ class Evidence:
 
     def grid_correlation(self, a: str, b: str) -> Array:
         """r_AB: mean partial correlation of two networks' own CKA grids given those of the untrained ones of their seeds."""
-        own = functools.cache(self._grid)
-        return self._over_pairs(a, b, lambda x, y, i, j: partial_correlation(*map(own, (x, y, f"{U}-{i}", f"{U}-{j}"))))
+        cells = [*itertools.combinations(self.layers, 2)]
 
-    def _grid(self, name: str) -> Array:
-        """CKA of every layer of a network with every other one, (1 + folds, cells)."""
-        cells = itertools.combinations(self.layers, 2)
-        return np.stack([self.comparison.replicates(name, k, name, l, self.estimator) for k, l in cells], axis=1)
+        @functools.cache
+        def own(x: str) -> Array:  # (1 + folds, cells)
+            return np.stack([self.comparison.replicates(x, k, x, l, self.estimator) for k, l in cells], axis=1)
+
+        return self._over_pairs(a, b, lambda x, y, i, j: partial_correlation(*map(own, (x, y, f"{U}-{i}", f"{U}-{j}"))))
 
     def reading(self, measure: str, objective: str, layer: str) -> Array:
         """The mean of a reading over seeds, in nats."""
@@ -172,15 +165,9 @@ class Evidence:
     def told(self, values: Array, digits: int = 2) -> str:
         return told(values, self.seeds, digits)
 
-    def part(self, statement: str, values: Array, **options: Any) -> Part:
-        return Part(statement, values, self.seeds, **options)
-
 
 class Part:
-    """A statistic that is claimed to lie above (or below) a threshold: estimate, low, high, verdict.
-
-    `scaled` becomes its (estimate, low, high), and gives `without_seed`, the estimates without each seed in turn.
-    """
+    """A statistic that is claimed to lie above (or below) a threshold: estimate, low, high, verdict."""
 
     def __init__(
         self,
@@ -204,7 +191,7 @@ class Part:
         self.estimate, low, high = interval(values, seeds)
         self.low, self.high = (math.nan, math.nan) if self.reason else (low, high)
         scaled = values / self.threshold if scaled is None else scaled
-        self.scaled, self.without_seed = interval(scaled, seeds), tuple(scaled[-seeds:].tolist())
+        self.scaled, self.without_seed = interval(scaled, seeds), tuple(scaled[-seeds:].tolist())  # each seed in turn
         ends = self.beyond(self.low), self.beyond(self.high)  # NaN compares false
         self.verdict = SUPPORTED if min(ends) > 0 else CONTRADICTED if max(ends) < 0 else UNDECIDED
 
@@ -266,7 +253,7 @@ class Claim:
 def c1(e: Evidence) -> tuple[list[Part], str]:
     """SimCLR uses the residual network as supervised learning does"""
     ratio = relative(e.grid_correlation, SL, SC)
-    return [e.part("agreement of the two layer grids beyond untrained ones", ratio, above=0.5)], (
+    return [Part("agreement of the two layer grids beyond untrained ones", ratio, e.seeds, above=0.5)], (
         f"Beyond what untrained networks show, the grid of SimCLR's layers agrees with SL's to {e.told(ratio)} of "
         "what two seeds of one objective do."
     )
@@ -275,7 +262,7 @@ def c1(e: Evidence) -> tuple[list[Part], str]:
 def c2(e: Evidence) -> tuple[list[Part], str]:
     """the intermediate representations are similar"""
     shared, same_labels = (np.mean([e.pi(SL, o, l) for l in e.blocks(*MIDDLE)], axis=0) for o in (SC, V))
-    return [e.part("partial cosine of middle post-residual layers", shared, above=0.5)], (
+    return [Part("partial cosine of middle post-residual layers", shared, e.seeds, above=0.5)], (
         f"Beyond untrained networks, middle layers of SL and SimCLR share {e.told(shared)} of their similarity structure; "
         f"SL and SL on SimCLR's views share {e.told(same_labels)}."
     )
@@ -286,7 +273,7 @@ def c3(e: Evidence) -> tuple[list[Part], str]:
     blocks = [l for l in e.blocks(*MIDDLE) if not l.endswith(".0")]  # M*: .0 opens a stage by a projection shortcut
     outputs, branches = (np.mean([e.rho(SL, SC, l + kind) for l in blocks], axis=0) for kind in ("", ".residual"))
     gap = outputs - branches
-    return [e.part("blocks' outputs agree more than their residual branches", gap, above=0.05)], (
+    return [Part("blocks' outputs agree more than their residual branches", gap, e.seeds, above=0.05)], (
         f"Relative to seeds, SL and SimCLR agree to {e.told(outputs)} after middle blocks and to {e.told(branches)} in what "
         f"those blocks add: a difference of {e.told(gap)}."
     )
@@ -298,12 +285,12 @@ def c4(e: Evidence) -> tuple[list[Part], str]:
     place = [*e.blocks(), "head"].index
     across, views = (e.pi(SL, o, m) - e.pi(SL, o, end) for o in (SC, V))
     statement, bends = "the last stage loses more similarity across objectives than across views", {}
-    parts = [e.part(statement, across - views, above=0.05)]
+    parts = [Part(statement, across - views, e.seeds, above=0.05)]
     for o in (SL, V):
         late = (e.angle(o, SC, end) - e.angle(o, SC, m)) / (place(end) - place(m))
         bends[o] = bend = late - (e.angle(o, SC, m) - e.angle(o, SC, b)) / (place(m) - place(b))
         statement = f"{TITLES[o]} and SimCLR part faster in the last stage than in the middle"
-        parts.append(e.part(statement, bend, above=0.0, unit="degrees a block", scaled=1 + bend))
+        parts.append(Part(statement, bend, e.seeds, above=0.0, unit="degrees a block", scaled=1 + bend))
     return parts, (
         f"Over the last stage {e.told(across)} of the shared similarity is lost across objectives and {e.told(views)} across "
         f"views; the angle opens by {e.told(bends[SL], 1)} degrees a block more than before."
@@ -321,14 +308,14 @@ def _less_than_half(e: Evidence, statement: str, other: Array, owner: Array) -> 
     """That `other` is less than half of `owner`, tested as a contrast; drawn as a share."""
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.where(owner > 0, other / owner, np.nan)
-    return e.part(statement, other - 0.5 * owner, below=0.0, unit="nats", scaled=2 * (1 - share))
+    return Part(statement, other - 0.5 * owner, e.seeds, below=0.0, unit="nats", scaled=2 * (1 - share))
 
 
 def c5(e: Evidence) -> tuple[list[Part], str]:
     """SL's last layers fit the classes, SimCLR's do not"""
     sl, sc = (_last_stage(e, "probe", o) for o in (SL, SC))
     return [
-        e.part("SL's last stage improves the class reading", sl, above=0.1, unit="nats"),
+        Part("SL's last stage improves the class reading", sl, e.seeds, above=0.1, unit="nats"),
         _less_than_half(e, "SimCLR's last stage improves it by less than half as much", sc, sl),
     ], (
         f"Beyond untrained networks, SL's last stage lowers the probe's cross-entropy by {e.told(sl)} nats, SimCLR's by "
@@ -340,7 +327,7 @@ def c6(e: Evidence) -> tuple[list[Part], str]:
     """SimCLR's last layers fit invariance to views, SL's do not"""
     sc, sl, v = (_last_stage(e, "views", o) for o in (SC, SL, V))
     return [
-        e.part("SimCLR's last stage improves the view reading", sc, above=0.05, unit="nats"),
+        Part("SimCLR's last stage improves the view reading", sc, e.seeds, above=0.05, unit="nats"),
         _less_than_half(e, "SL's last stage improves it by less than half as much", sl, sc),
         _less_than_half(e, "so does the last stage of SL on SimCLR's views", v, sc),
     ], (
@@ -363,10 +350,11 @@ def c7(e: Evidence, views: str = "views of a class") -> tuple[list[Part], str]:
     (sl, by_views), (v, _) = (implicit_fit(e, views, o, SC, m) for o in (SL, V))
     one = {"SL's gain in the class reading": by_labels}
     both = one | {"SimCLR's gain in the view reading within classes": by_views}
-    parts = [e.part("SimCLR reaches half of SL's gain in the class reading", classes, above=0.5, denominators=one)]
+    statement = "SimCLR reaches half of SL's gain in the class reading"
+    parts = [Part(statement, classes, e.seeds, above=0.5, denominators=one)]
     for title, share in ((TITLES[SL], sl), (TITLES[V], v)):
         statement = f"{title} reaches less of SimCLR's gain in the view reading within classes"
-        parts.append(e.part(statement, classes - share, above=0.1, denominators=both))
+        parts.append(Part(statement, classes - share, e.seeds, above=0.1, denominators=both))
     return parts, (
         f"At the end of stage 3 SimCLR reaches {e.told(classes)} of SL's gain in the class reading; of SimCLR's gain in telling "
         f"views apart within a class SL reaches {e.told(sl)}, SL on the same views {e.told(v)}."
@@ -412,10 +400,8 @@ def parts(claims: Sequence[Claim]) -> pd.DataFrame:
 
 
 def one_look(claims: Sequence[Claim], ticks: pd.DataFrame | None = None) -> pd.DataFrame:
-    """A row per claim for `charts.forest`: its weakest part in units of the threshold, and the range of its placebos.
-
-    ticks: what attacks make of the claims (row, value); a note then says how many seeds a claim rests on and how many agree.
-    """
+    """A row per claim for `charts.forest`: its weakest part in units of the threshold, and the range of its placebos; with `ticks`,
+    what attacks make of the claims (row, value), a note says how many seeds a claim rests on and how many attacks agree."""
     rows = []
     for claim in claims:
         weakest, note = claim.weakest, ""

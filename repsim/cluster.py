@@ -16,7 +16,6 @@ from typing import Any
 
 import submitit
 
-RESTARTS = 10  # how often a job may reach its time limit and go on
 # States of jobs that have ended; SLURM forgets those of rarer ones in minutes, and they are ENDED then.
 ENDED = ("CANCELLED", "COMPLETED", "ENDED", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT")
 
@@ -46,15 +45,12 @@ class Queue(submitit.slurm.slurm.SlurmInfoWatcher):
 def slurm(
     folder: Path, environment: Mapping[str, str], *, cpus: int, gpus=None, time=None, memory=None, partition=None
 ) -> submitit.SlurmExecutor:
-    """Jobs of one process on this cluster, logged below `folder`, with these environment variables, CPUs, GPUs and memory (GB).
-
-    A job that reaches the limit of time (minutes, 240 if None) is queued again, up to RESTARTS times. What else is None is the
-    cluster's default. Raises ValueError where SLURM's commands are not.
-    """
+    """Jobs of one process on this cluster, logged below `folder`; what is None is the cluster's default, memory is in GB. One that
+    reaches the limit of time (minutes, 240 if None) goes on, up to 10 times. Raises ValueError without SLURM's commands."""
     if shutil.which("sbatch") is None:
         raise ValueError("no sbatch here: start it where SLURM's commands are, such as a cluster's login node")
     submitit.SlurmJob.watcher = Queue(delay_s=30)
-    executor = submitit.SlurmExecutor(folder=folder / "%j", max_num_timeout=RESTARTS)
+    executor = submitit.SlurmExecutor(folder=folder / "%j", max_num_timeout=10)
     setup = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     options = {"time": time or 240, "mem": memory and f"{memory}GB", "gpus_per_node": gpus, "partition": partition}
     executor.update_parameters(job_name="repsim", cpus_per_task=cpus, setup=setup, **options)
@@ -68,10 +64,7 @@ class Jobs:
         self.executor, self.submitted = executor, []
 
     def call(self, name: str, function: Callable[..., str | None], *args: Any) -> str | None:
-        """What `function(*args)` returns, called in a job, or why the job ended without that.
-
-        Meanwhile prints those lines of the job's output that begin with `name`.
-        """
+        """What `function(*args)` returns, called in a job whose lines that begin with `name` are printed; or why it failed."""
         try:
             job = self.executor.submit(Resumable(), function, *args)
         except RuntimeError as error:  # sbatch said no

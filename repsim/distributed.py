@@ -16,8 +16,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-WAIT = timedelta(days=1)  # torchrun ends all ranks when one dies; a rank may wait long for a network made elsewhere
-
 
 @contextlib.contextmanager
 def started(device: torch.device | str) -> Iterator[None]:
@@ -25,13 +23,13 @@ def started(device: torch.device | str) -> Iterator[None]:
     if "RANK" not in os.environ:
         yield
         return
-    cuda = torch.device(device).type == "cuda"
-    if cuda:
+    if cuda := torch.device(device).type == "cuda":
         local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= gpus:
             raise ValueError(f"--nproc-per-node: expected at most the number of GPUs, {gpus}, got at least {local + 1}")
         torch.cuda.set_device(local)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=WAIT)
+    # torchrun ends all ranks when one dies; a rank may wait long for a network made elsewhere
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(days=1))
     yield
     dist.destroy_process_group()  # not after an error: the others may be waiting for this rank
 
@@ -81,14 +79,12 @@ all_gather = _AllGather.apply
 
 
 def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """What trains `model`, sharing its weights, with all ranks: whole-batch norms, averaged gradients; with one rank the model.
-
-    torch's whole-batch norm runs on CUDA alone; elsewhere every rank normalises the whole batch and takes its rows.
-    """
+    """What trains `model`, sharing its weights, with all ranks: whole-batch norms, averaged gradients; with one rank the model."""
     if ranks() == 1:
         return model
     if device.type == "cuda":
         return nn.parallel.DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(model))
+    # torch's whole-batch norm runs on CUDA alone: here every rank normalises the whole batch and takes its rows
     for norm in (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)):
         norm.register_forward_pre_hook(lambda norm, inputs: all_gather(*inputs) if norm.training else None)
         norm.register_forward_hook(lambda norm, _, out: out[rows_of_rank(len(out))] if norm.training else None)

@@ -1,8 +1,7 @@
 """What a network can be trained for: losses of embeddings, and objectives: a name, the head, the views, and the loss.
 
-All objectives share what is not theirs: a seed's initial backbone and order of batches, and, where their views are the same,
-the views. Some train an extra module beside the network (a predictor, a classifier on a middle layer) or keep an average of
-its weights; both are dropped when training ends.
+Some objectives train an extra module beside the network (a predictor, a classifier on a middle layer) or keep an average of its
+weights; both are dropped when training ends.
 """
 
 from __future__ import annotations
@@ -51,15 +50,13 @@ def _similarities(za: Tensor, zb: Tensor, temperature: float) -> tuple[Tensor, T
 def _same_class(za: Tensor, labels: Tensor) -> Tensor:
     """Whether two of the 2n views are of one class, (2n, 2n)."""
     if labels.shape != za.shape[:1] or labels.is_floating_point():
-        got = f"{labels.dtype} of {tuple(labels.shape)}"
-        raise ValueError(f"labels: expected whole numbers of shape {tuple(za.shape[:1])}, got {got}")
+        raise ValueError(f"labels: expected whole numbers ({len(za)},), got {labels.dtype} of {tuple(labels.shape)}")
     return labels.repeat(2)[:, None] == labels.repeat(2)
 
 
 def _check_pair(a: Tensor, b: Tensor, names: str = "za, zb") -> None:
     if a.ndim != 2 or a.shape != b.shape or len(a) < 2:
-        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
-        raise ValueError(f"{names}: expected two views of the same n >= 2 images, both (n, d), got {shapes}")
+        raise ValueError(f"{names}: expected two views (n, d), n >= 2, got {tuple(a.shape)} and {tuple(b.shape)}")
 
 
 @in_full_precision
@@ -73,10 +70,9 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 @in_full_precision
 def nt_xent(za: Tensor, zb: Tensor, temperature: float = 0.5) -> Tensor:
-    """Normalised temperature-scaled cross-entropy (Chen et al. 2020, equation 1), in nats.
+    """Normalised temperature-scaled cross-entropy (Chen et al. 2020, equation 1), in nats: log(2n - 1) if all embeddings are equal.
 
-    Row i of `za` and row i of `zb`, both (n, d), are embeddings of two views of image i. For each of the 2n views the
-    other view of its image is the positive among the 2n - 1 others: log(2n - 1) when all embeddings are equal.
+    Rows i of `za` and `zb`, both (n, d), are of two views of image i, each the positive of the other among 2n - 1 views.
     """
     similarity, positive = _similarities(za, zb, temperature)
     return F.cross_entropy(similarity, positive)
@@ -84,11 +80,8 @@ def nt_xent(za: Tensor, zb: Tensor, temperature: float = 0.5) -> Tensor:
 
 @in_full_precision
 def supcon(za: Tensor, zb: Tensor, labels: Tensor, temperature: float = 0.5) -> Tensor:
-    """Supervised contrastive loss (Khosla et al. 2020, L_out, equation 2), in nats.
-
-    As `nt_xent`, with every other view of the same class as a positive; the mean over positives is outside the logarithm.
-    With labels (n,) that all differ it is `nt_xent`.
-    """
+    """Supervised contrastive loss (Khosla et al. 2020, L_out, equation 2), in nats: as `nt_xent`, with every other view of the
+    same class, by labels (n,), as a positive; the mean over positives is outside the logarithm."""
     same, (similarity, _) = _same_class(za, labels).fill_diagonal_(False), _similarities(za, zb, temperature)
     log_p = similarity.log_softmax(dim=1)
     return -(log_p.masked_fill(~same, 0).sum(1) / same.sum(1)).mean()
@@ -96,10 +89,7 @@ def supcon(za: Tensor, zb: Tensor, labels: Tensor, temperature: float = 0.5) -> 
 
 @in_full_precision
 def nscl(za: Tensor, zb: Tensor, labels: Tensor, temperature: float = 0.5) -> Tensor:
-    """NT-Xent whose negatives are of other classes only (Luthra et al. 2025, "negatives-only supervised"), in nats.
-
-    The positive is the image's other view, as in `nt_xent`, which it is where labels (n,) all differ; 0 where all are equal.
-    """
+    """NT-Xent whose negatives are of other classes only (Luthra et al. 2025, "negatives-only supervised"), in nats; labels (n,)."""
     same, (similarity, positive) = _same_class(za, labels), _similarities(za, zb, temperature)
     same[torch.arange(len(same), device=same.device), positive] = False
     return F.cross_entropy(similarity.masked_fill(same, float("-inf")), positive)
@@ -114,11 +104,8 @@ def negative_cosine(p: Tensor, t: Tensor) -> Tensor:
 
 @in_full_precision
 def barlow_twins(za: Tensor, zb: Tensor) -> Tensor:
-    """Redundancy reduction (Zbontar et al. 2021, equation 1): how far the views' cross-correlation (d, d) is from identity.
-
-    The squares of its diagonal's distance from 1 are summed, and 0.005 times those of all other entries. Every dimension is
-    standardised over the batch as by a batch norm (biased variance plus 1e-5).
-    """
+    """Redundancy reduction (Zbontar et al. 2021, equation 1, weight 0.005): how far the views' correlation (d, d) is from identity.
+    Dimensions are standardised over the batch as by a batch norm (biased variance plus 1e-5)."""
     _check_pair(za, zb)
     za, zb = (F.batch_norm(z, None, None, training=True) for z in (za, zb))
     squares = (za.T @ zb / len(za) - torch.eye(za.shape[1], dtype=za.dtype, device=za.device)).square()
@@ -127,11 +114,8 @@ def barlow_twins(za: Tensor, zb: Tensor) -> Tensor:
 
 @in_full_precision
 def vicreg(za: Tensor, zb: Tensor) -> Tensor:
-    """Variance-invariance-covariance regularisation (Bardes et al. 2022, equation 6, weights 25, 25, 1), of embeddings (n, d).
-
-    Invariance is the mean square of za - zb; variance a hinge that asks each dimension for a standard deviation of 1, averaged
-    over the two views as the authors' code has it; covariance the squares off the diagonal, over d, of both views.
-    """
+    """Variance-invariance-covariance regularisation (Bardes et al. 2022, equation 6, weights 25, 25, 1), of embeddings (n, d);
+    the hinge on standard deviations is averaged over the two views, as in the authors' code."""
     _check_pair(za, zb)
     spread = sum(F.relu(1 - (z.var(0) + 1e-4).sqrt()).mean() for z in (za, zb)) / 2
     squares = [torch.cov(z.T).reshape(z.shape[1], -1).square() for z in (za, zb)]
@@ -169,7 +153,6 @@ class Objective:
 
 
 def _cross_entropy(batch: BatchOutputs) -> Tensor:
-    """Averaged over the views."""
     return sum(cross_entropy(output, batch.labels) for output in batch.outputs) / len(batch.outputs)
 
 
@@ -184,7 +167,6 @@ def _byol(batch: BatchOutputs) -> Tensor:
 
 
 def _nt_xent_and_classes(batch: BatchOutputs) -> Tensor:
-    """With the weight 1, as all auxiliary losses."""
     logits = (batch.extra_module(features) for features in batch.features)
     return _nt_xent(batch) + sum(cross_entropy(x, batch.labels) for x in logits) / len(batch.features)
 
@@ -199,12 +181,9 @@ def _projector(settings: Any, n: int, classes: int) -> nn.Module:
     return models.projection_head(n, settings.hidden or n, settings.projection)
 
 
-def _classifier(settings: Any, n: int, classes: int) -> nn.Module:
-    return nn.Linear(n, classes)
-
-
 _supervised = partial(Objective, "linear", loss=_cross_entropy)
 _contrastive = partial(Objective, "projection", "simclr", n_views=2)
+_classified = partial(_contrastive, _nt_xent_and_classes, extra_module=lambda _, n, classes: nn.Linear(n, classes))
 
 # Barlow Twins and VICReg are sums over dimensions, written for LARS, which does not feel their scale. SGD does: Barlow
 # Twins' is multiplied by 0.1, as in solo-learn's recipe for CIFAR-10 (da Costa et al. 2022), VICReg's by 1/25.
@@ -226,8 +205,8 @@ OBJECTIVES: Mapping[str, Objective] = {
     "vicreg": _contrastive(lambda batch: vicreg(*batch.outputs) / 25),
     "rotation": _supervised("supervised", rotated=True),
     # auxiliary tasks (chapter 08): cross-entropy at the end of SimCLR's stage 3 or at its pool; NT-Xent at the end of SL's stage 3
-    "simclr_sl_middle": _contrastive(_nt_xent_and_classes, extra_module=_classifier, layer="layer3"),
-    "simclr_sl_top": _contrastive(_nt_xent_and_classes, extra_module=_classifier, layer="pool"),
+    "simclr_sl_middle": _classified(layer="layer3"),
+    "simclr_sl_top": _classified(layer="pool"),
     "sl_simclr_middle": Objective(
         "linear", "simclr", _classes_and_nt_xent, n_views=2, base="sl", extra_module=_projector, layer="layer3"
     ),

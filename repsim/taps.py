@@ -41,16 +41,11 @@ CHANNELS_FIRST += (pooling._MaxPoolNd, pooling._AvgPoolNd, pooling._AdaptiveMaxP
 CHANNELS_LAST = (nn.Linear, nn.Embedding, nn.MultiheadAttention, nn.RNNBase, nn.TransformerEncoderLayer)
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network within torch.compile, DataParallel, DistributedDataParallel or AveragedModel."""
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of the network within WRAPPERS and torch.compile, by path without the parts that those add."""
     while isinstance(model, WRAPPERS) or hasattr(model, "_orig_mod"):
         model = model._orig_mod if hasattr(model, "_orig_mod") else model.module
-    return model
-
-
-def _modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The network's modules by path, without the parts that torch.compile adds."""
-    return {_plain(path): module for path, module in unwrapped(model).named_modules(remove_duplicate=False)}
+    return {_plain(path): module for path, module in model.named_modules(remove_duplicate=False)}
 
 
 def _plain(path: str) -> str:
@@ -65,10 +60,10 @@ def resolve(model: nn.Module, layers: Layers = None) -> dict[str, str]:
             study's names, of module paths, of patterns ("layer*.*", "encoder.layers.*": a `*` is any text without a dot,
             `**` any text) and of module types; or a mapping of names of your own to those. A module that one forward pass
             calls several times must be named by call: `path@2` is its second; what "all", a pattern or a type stands for is
-            `path@*`, every call. What torch.compile and DataParallel add to paths may be left out.
+            `path@*`, every call.
 
-    Raises TypeError for None where the model is not one of our ResNets, what is no name, and scripted models; ValueError for
-    unknown layers (close matches are listed), a name given twice, or no layer at all.
+    Raises TypeError for None where the model is not one of our ResNets, for what is no name, and for scripted models; ValueError
+    for unknown layers, a name given twice, or no layer at all.
     """
     modules, study = _modules(model), {}
     model = modules[""]
@@ -112,13 +107,12 @@ def resolve(model: nn.Module, layers: Layers = None) -> dict[str, str]:
 
 
 @contextmanager
-def tapped(model: nn.Module, layers: Mapping[str, str], reduce: Callable[[str, Tensor], None]) -> Iterator[None]:
+def tapped(model: nn.Module, layers: Mapping[str, str], reduce: Callable[[str, Tensor], None]) -> Iterator[nn.Module]:
     """Within: every forward pass of `model`, in eval mode, calls `reduce(name, output)` for each of `layers`, as from `resolve`.
 
-    `output` is the layer's output at that moment, of any shape, or its first tensor if it is a tuple, list or dict; reduce it
-    at once, as later operations may write over it. What torch.compile made runs uncompiled, as compiled code calls no hooks.
-    Modes, buffers (the network runs on copies) and hooks are afterwards as before, also after an exception. Layers that are
-    never called, called more than once without `path@k` or give no tensor raise ValueError or TypeError, but not `path@*`.
+    `output` is the layer's, or its first tensor if it is a tuple, list or dict; reduce it at once, as later operations may write
+    over it. Compiled networks run uncompiled; the one within wrappers is given. Modes, buffers and hooks are afterwards as
+    before. Layers never called, called more than once without `path@k` or without a tensor raise ValueError or TypeError.
     """
     modules, calls = _modules(model), Counter()
     model = modules[""]
@@ -153,8 +147,7 @@ def tapped(model: nn.Module, layers: Mapping[str, str], reduce: Callable[[str, T
             undo.callback(module.register_forward_hook(tap).remove)
         if "torch._dynamo" in sys.modules:  # else nothing is compiled
             undo.enter_context(torch.compiler.set_stance("force_eager"))
-        model.eval()
-        yield
+        yield model.eval()
 
 
 def _miscalled(call: str, calls: int) -> str | None:
@@ -175,9 +168,8 @@ def survey(
 ) -> Taps:
     """The layers to tap, tried on three images of a batch: what cannot be used is told at once, before any long work.
 
-    In the order of the forward pass. Of those that "all", a pattern or a type stands for, what is never called or gives no
-    row an image is left out, with a warning; what is called k times becomes `path@1` to `path@k`. `default` is the reduction
-    of layers that a mapping of them does not name. Raises as `pooled`.
+    In the order of the forward pass. Of `path@*`, what is never called or gives no row an image is left out, with a warning;
+    what is called k times becomes `path@1` to `path@k`. `default` reduces layers that a mapping of reductions does not name.
     """
     chosen, modules, names = resolve(model, layers), _modules(model), defaultdict(list)
     reductions = reduction if isinstance(reduction, Mapping) else dict.fromkeys(chosen, reduction)
@@ -225,11 +217,7 @@ def survey(
 
 
 def _channels(module: nn.Module, shape: torch.Size, known: list[tuple[nn.Module, int, torch.Size]]) -> int | None:
-    """The dimension of an output's channels, None where it cannot be told; adds to `known` what the module's type says.
-
-    Of other modules it stays where those within, or else all before, had it, unless they disagree or dimensions were moved;
-    then it is where the last of them had as many channels.
-    """
+    """The dimension of an output's channels, None where it cannot be told; adds to `known` what the module's type says."""
     last = len(shape) - 1
     norm = type(module) in (nn.LayerNorm, nn.RMSNorm) and len(module.normalized_shape) == 1
     if last > 1 and (norm or isinstance(module, CHANNELS_FIRST + CHANNELS_LAST)):
@@ -237,6 +225,8 @@ def _channels(module: nn.Module, shape: torch.Size, known: list[tuple[nn.Module,
         return known[-1][1]
     if last < 2 or not known:
         return last if last < 2 else None
+    # The type does not say: channels stay where modules within, or else all before, had them, unless those disagree or
+    # dimensions were moved; then they are where the last of them had as many channels.
     _, axis, before = known[-1]
     within = set(module.modules())
     kinds = {a == 1 for m, a, _ in known if m in within} or {a == 1 for _, a, _ in known}
@@ -269,10 +259,9 @@ def _reducer(reduction: Reduction, axis: int | None, x: Tensor) -> Callable[[Ten
 
 def run(model: nn.Module, taps: Taps, inputs: Inputs, keep: Callable[[str, Tensor], None]) -> None:
     """One forward pass, of one tensor or of several by keyword, that calls `keep(layer, rows)`."""
-    model = unwrapped(model)
     paths = {name: path for name, (path, _) in taps.items()}
-    with tapped(model, paths, lambda name, output: keep(name, taps[name][1](output))):
-        model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    with tapped(model, paths, lambda name, output: keep(name, taps[name][1](output))) as network:
+        network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
 
 
 @torch.no_grad()
@@ -288,35 +277,29 @@ def pooled(
     """Pooled features: layer -> float32 (n, channels) on the CPU, one row an image in the order of the images.
 
     Args:
-        images: uint8 (n, 3, h, w) or (n, 1, h, w), brought into the study's scale, or float, given as they are; or a loader,
-            as for `batches`, whose labels are not used.
+        images: as for `network_input`; or a loader, as for `batches`, whose labels are not used.
         layers: as for `resolve`.
         reduction: "mean" over all positions (pixels, tokens, padding too) of every channel, "cls" for the first token of
             (n, t, c), "none" for all of it, or a function of a layer's output (m, ...) that gives (m, ...); or a mapping of layers
             to those, "mean" for the others.
         transform: makes the network's input of a batch.
 
-    Raises ValueError or TypeError for an argument that cannot be used, as `survey` finds, and for no images.
+    Raises ValueError or TypeError for an argument that cannot be used, and for no images.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size: expected a positive number, got {batch_size}")
     parts, taps = defaultdict(list), {}
     tune_allocator()
-
-    def keep(name: str, x: Tensor) -> None:
-        parts[name].append(x.float().reshape(len(x), -1).cpu().clone())
-
     for x, _, _ in batches(images, batch_size):
         taps = taps or survey(model, layers, x, reduction, transform, "mean")
-        run(model, taps, network_input(x, model, transform), keep)
+        x = network_input(x, model, transform)
+        run(model, taps, x, lambda name, x: parts[name].append(x.float().reshape(len(x), -1).cpu().clone()))
     return {name: torch.cat(parts[name]) for name in taps}
 
 
 def as_tensor(value: object, name: str) -> Tensor:
-    """A tensor of real numbers, without gradients, from a tensor, an array, a list of numbers, a Series or a DataFrame.
-
-    Whole numbers other than uint8 become int64, float8 becomes float32. Raises TypeError for all else.
-    """
+    """A tensor of real numbers, without gradients, from whatever numpy makes an array of; else TypeError. Whole numbers other than
+    uint8 become int64."""
     if not isinstance(value, Tensor):
         try:
             value = torch.from_numpy(np.array(value, order="C"))
@@ -370,8 +353,7 @@ def network_input(images: Inputs, model: nn.Module, transform: Callable[[Inputs]
     elif isinstance(images, Tensor) and images.dtype == torch.uint8:
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             remedy = "images.permute(0, 3, 1, 2) puts channels first, transform= makes a network's input of others"
-            got = f"got {tuple(images.shape)}; {remedy}"
-            raise ValueError(f"images: expected uint8 of shape (n, 3, h, w) or (n, 1, h, w), {got}")
+            raise ValueError(f"images: expected uint8 of shape (n, 1 or 3, h, w), got {tuple(images.shape)}; {remedy}")
         images = images.float().mul_(4 / 255).sub_(2)
     elif isinstance(images, Tensor) and not images.is_floating_point():
         raise TypeError(f"images: expected uint8 or float, got {images.dtype}; pass transform= for other inputs")
@@ -379,15 +361,12 @@ def network_input(images: Inputs, model: nn.Module, transform: Callable[[Inputs]
 
 
 def batches(images: object, size: int, least: int = 1) -> Iterator[tuple[Inputs, object, int]]:
-    """(inputs, labels or None, rows) of each batch: of a tensor or array, nearly equal parts of at most `size` and at least
-    `least` rows; of a loader its batches as they come.
+    """(inputs, labels or None, rows) of each batch: of a tensor, nearly equal parts of `least` to `size` rows; of a loader its own.
 
-    A batch is a tensor, an array, a pair (x, y), or a dict, of which the first of `IMAGE_KEYS` is taken, with an attention or
-    pixel mask beside it; of a dict without any of them all tensors but its labels. Several tensors are given to the network
-    by keyword; transform= may choose among them. Raises TypeError or ValueError for images of other kinds, fewer than
-    `least`, NaN and infinity.
+    A batch is a tensor, a pair (x, y), or a dict, of which the first of `IMAGE_KEYS` is taken, with an attention or pixel mask
+    beside it, or else all tensors but its labels, by keyword. Raises TypeError or ValueError for images of other kinds.
     """
-    if isinstance(images, Tensor) or hasattr(images, "__array__"):
+    if hasattr(images, "__array__"):
         x = as_tensor(images, "images")
         if x.ndim < 2 or len(x) < least or x.numel() == 0:
             raise ValueError(f"images: expected at least {least}, in a tensor (n, ...), got shape {tuple(x.shape)}")
@@ -399,38 +378,33 @@ def batches(images: object, size: int, least: int = 1) -> Iterator[tuple[Inputs,
         raise TypeError(f"images: expected a tensor or a loader of batches, got {type(images).__name__}; {remedy}")
     largest = 0
     for i, batch in enumerate(images):
-        x, y, count = _unpacked(batch, i)
-        largest = max(largest, count)
-        yield x, y, count
+        if isinstance(batch, Mapping):
+            y = next((batch[k] for k in LABEL_KEYS if k in batch), None)
+            first = next((k for k in IMAGE_KEYS if k in batch), None)
+            keys = [k for k in batch if k not in LABEL_KEYS] if first is None else [first, *MASK_KEYS]
+            x = {k: as_features(batch[k], "images") for k in keys if isinstance(batch.get(k), (Tensor, np.ndarray))}
+            x = next(iter(x.values())) if len(x) == 1 else x
+        else:
+            x, y = (*batch, None)[:2] if isinstance(batch, (tuple, list)) and batch else (batch, None)
+            x = as_features(x, "images") if hasattr(x, "__array__") else x
+        shape = tuple(getattr(next(iter(x.values()), None) if isinstance(x, dict) else x, "shape", ()))
+        if len(shape) < 2 or (len(shape) == 3 and shape[0] in (1, 3)):
+            got = f"shape {shape}" if shape else list(batch) if isinstance(batch, Mapping) else type(x).__name__
+            kinds = f"tensors, pairs (x, y) or dicts with {', '.join(IMAGE_KEYS)}, got {got} in batch {i}"
+            remedy = (
+                "torch.stack(images) makes a batch of a list of images, DataLoader(dataset, batch_size) of a data set"
+            )
+            raise ValueError(f"images: expected batches (m, ...) as {kinds}; {remedy}")
+        largest = max(largest, shape[0])
+        yield x, y, shape[0]
     if largest < least:
         raise ValueError(f"images: expected batches of at least {least}, got {largest or 'none'}")
 
 
-def _unpacked(batch: object, i: int) -> tuple[Inputs, object, int]:
-    """The inputs, labels and rows of a loader's batch i."""
-    if isinstance(batch, Mapping):
-        y = next((batch[k] for k in LABEL_KEYS if k in batch), None)
-        first = next((k for k in IMAGE_KEYS if k in batch), None)
-        keys = [k for k in batch if k not in LABEL_KEYS] if first is None else [first, *MASK_KEYS]
-        x = {k: as_features(batch[k], "images") for k in keys if isinstance(batch.get(k), (Tensor, np.ndarray))}
-        x = next(iter(x.values())) if len(x) == 1 else x
-    else:
-        x, y = (*batch, None)[:2] if isinstance(batch, (tuple, list)) and batch else (batch, None)
-        x = as_features(x, "images") if isinstance(x, Tensor) or hasattr(x, "__array__") else x
-    shape = tuple(getattr(next(iter(x.values()), None) if isinstance(x, dict) else x, "shape", ()))
-    if len(shape) < 2 or (len(shape) == 3 and shape[0] in (1, 3)):
-        got = f"shape {shape}" if shape else list(batch) if isinstance(batch, Mapping) else type(x).__name__
-        kinds = f"tensors, pairs (x, y) or dicts with {', '.join(IMAGE_KEYS)}, got {got} in batch {i}"
-        remedy = "torch.stack(images) makes a batch of a list of images, DataLoader(dataset, batch_size) of a data set"
-        raise ValueError(f"images: expected batches (m, ...) as {kinds}; {remedy}")
-    return x, y, shape[0]
-
-
 @functools.cache
 def tune_allocator() -> bool:
-    """Raise glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD by mallopt(3), once a process; not if `REPSIM_MALLOC=0`.
-    Large activations are then kept instead of returned to the system and faulted in again: inference gets 1.2 to 2 times faster
-    on the CPU, training 1.15 times; freed memory stays with the process."""
+    """Have glibc keep large freed memory instead of returning it to the system, by mallopt(3), once a process; not if
+    `REPSIM_MALLOC=0`. On the CPU inference gets 1.2 to 2 times faster, training 1.15 times."""
     libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
     if os.environ.get("REPSIM_MALLOC") == "0" or not hasattr(libc, "gnu_get_libc_version"):
         return False

@@ -19,7 +19,7 @@ import time
 import timeit
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,8 +101,7 @@ class Settings:
 
     def simclr_views(self) -> dict[str, Any]:
         """The strengths of SimCLR's views as arguments of `augment.simclr`."""
-        jitter = (*[self.colour] * 3, self.hue)
-        return {"scale": (self.crop, 1.0), "jitter": jitter, "grayscale_p": self.grayscale}
+        return {"scale": (self.crop, 1.0), "jitter": (*[self.colour] * 3, self.hue), "grayscale_p": self.grayscale}
 
     def build(self, classes: int, device: Device = "cpu") -> models.ResNet:
         """The network before training."""
@@ -156,20 +155,11 @@ def seconds_per_pass(settings: Settings, images: data.Splits, device: Device = "
         loss.backward()
         loss.item()  # waits for the device
 
-    with _threads(settings.threads):
+    with contextlib.ExitStack() as undo:
+        undo.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(settings.threads)
         step()
         return timeit.timeit(step, number=3) / (3 * len(part) * trainee.objective.n_views)
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Within: torch computes with so many CPU threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def progress_bar(total: int, title: str, **options: Any) -> tqdm:
@@ -211,9 +201,8 @@ class Trainee(nn.Module):
         self.model = settings.build(classes, device)
         self.extra_module = self.ema_copy = None
         if self.objective.extra_module:
-            with torch.no_grad():
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 _, read = _pooled(self.model.eval(), torch.zeros(1, 3, 32, 32, device=device), self.objective.layer)
-            with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(store.generator(settings.seed, "companion").initial_seed())
                 self.extra_module = self.objective.extra_module(settings, read.shape[1], classes).to(device)
             self.model.train()
@@ -221,10 +210,7 @@ class Trainee(nn.Module):
             self.ema_copy = copy.deepcopy(self.model).requires_grad_(False)
 
     def loss(self, images: Tensor, labels: Tensor, key: tuple, network: nn.Module | None = None) -> Tensor:
-        """The objective's loss on one batch; `key` names the generators of its views.
-
-        With `network`, which trains the model together with other ranks, each rank computes its rows of the batch.
-        """
+        """The objective's loss on one batch, by the generators `key`; of `network`, trained with other ranks, by rows of each."""
         settings, objective, n = self.settings, self.objective, self.objective.n_views
         rows = distributed.rows_of_rank(len(images)) if network else augment.ALL
         view = augment.VIEWS[objective.views]
@@ -247,12 +233,11 @@ class Trainee(nn.Module):
     @torch.no_grad()
     def validation_loss(self, images: data.ImageSet) -> float:
         """The mean loss in eval mode over whole batches of `images`, with views that are the same every time."""
-        training, size = self.training, min(self.settings.batch_size, len(images))
+        training, losses, size = self.training, [], min(self.settings.batch_size, len(images))
         self.eval()
-        batches = {i: images.take(slice(i, i + size)) for i in range(0, len(images) - size + 1, size)}
-        losses = [
-            self.loss(b.images, b.labels, (self.settings.seed, "validation", i)).item() for i, b in batches.items()
-        ]
+        for i in range(0, len(images) - size + 1, size):
+            batch = images.take(slice(i, i + size))
+            losses.append(float(self.loss(batch.images, batch.labels, (self.settings.seed, "validation", i))))
         self.train(training)
         return sum(losses) / len(losses)
 
@@ -270,9 +255,9 @@ def _pooled(network: nn.Module, x: Tensor, layer: str | None) -> tuple[Tensor, T
         return network(x), means[0]
 
 
-def measure_batch_norm(model: nn.Module, images: Tensor, batch_size: int = 256) -> None:
+def measure_batch_norm(model: nn.Module, images: Tensor) -> None:
     """Set the running statistics of every batch norm, 0 and 1 before training, to their averages over `images`."""
-    inputs = (data.as_input(batch) for batch in images.split(batch_size) if len(batch) > 1)
+    inputs = (data.as_input(batch) for batch in images.split(256) if len(batch) > 1)
     torch.optim.swa_utils.update_bn((x.contiguous(memory_format=torch.channels_last) for x in inputs), model)
 
 
@@ -288,40 +273,38 @@ def train(
     """Load the network that these settings give on these images from `folder`; train it, and keep it there, if it is not.
 
     A checkpoint is written beside it after every epoch and every two minutes, so that a killed run goes on where it was, and of
-    the objectives SNAPSHOTS the weights at some moments on the way (`schedule`), rounded as the network is; these stay.
-    A second process that asks for the same network waits for the first and loads. The ranks of a torchrun, all of which
-    call this, train it together; only rank 0 reads and writes `folder`.
-    `progress` shows a bar over image passes, or is called with the number of passes since it was last called.
+    the objectives SNAPSHOTS the weights at some moments on the way (`schedule`), rounded as the network is; these stay. A second
+    process that asks for the same network waits for the first; the ranks of a torchrun, all of which call this, train it
+    together. `progress` shows a bar over image passes, or is called with the number of passes since it was last called.
 
-    Raises ValueError for fewer images than one batch, a batch that ranks cannot share, and ranks and an objective with an extra
-    module; RuntimeError where the loss became NaN or infinite; OSError where `folder` cannot be written. What it held stays.
+    Raises ValueError for what cannot be trained so; RuntimeError where the loss became NaN or infinite; OSError where `folder`
+    cannot be written.
     """
     if len(images.train) < settings.batch_size and settings.epochs:
-        most = f"at most the number of training images, {len(images.train)}"
-        raise ValueError(f"batch_size: expected {most}, got {settings.batch_size}")
+        raise ValueError(f"batch_size: expected at most all images, {len(images.train)}, got {settings.batch_size}")
     if len(images.validation) < 2:
         raise ValueError(f"validation: expected at least 2 images, got {len(images.validation)}")
     objective = OBJECTIVES[settings.objective]
     if distributed.ranks() > 1 and (objective.extra_module or objective.ema_copy):
         alone = "one that trains the network alone, as ranks share nothing else"
         raise ValueError(f"objective: expected {alone}, got {settings.objective!r}; train it by one process")
-    final, device = path(settings, images, folder), torch.device(device)
+    final, device, shown = path(settings, images, folder), torch.device(device), not distributed.rank() and progress
 
     def make(kept: Trained | None = None) -> Trained:
         """What rank 0 has loaded; if it has not, what all ranks train together."""
-        with _threads(settings.threads):
-            shown = progress if not distributed.rank() else False
-            return distributed.broadcast(kept) or _train(settings, images, final, device, shown)
+        return distributed.broadcast(kept) or _train(settings, images, final, device, shown)
 
     def save(path: Path, trained: Trained) -> None:
         meta = {"settings": dataclasses.asdict(settings), "classes": list(images.train.classes), "images": images.name}
         meta |= {"history": trained.history.to_dict("list"), "seconds": round(trained.seconds, 1)}
         meta |= {"passes": passes(settings, len(images.train)), "torch": torch.__version__}
         store.save_tensors(path, to_half(trained.model.state_dict()), meta)
-        for checkpoint in path.parent.glob(f"{path.stem}.checkpoint*"):
-            checkpoint.unlink()
+        path.with_suffix(".checkpoint").unlink(missing_ok=True)
 
-    trained = make() if distributed.rank() else store.load_or_make(final, lambda p: make(load(p)), make, save)
+    with contextlib.ExitStack() as undo:
+        undo.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(settings.threads)
+        trained = make() if distributed.rank() else store.load_or_make(final, lambda p: make(load(p)), make, save)
     trained.model.to(device, memory_format=torch.channels_last)
     return trained
 
