@@ -360,12 +360,11 @@ def lines(
     rules: Mapping[str, float] | None = None,
     width: int = WIDTH,
 ) -> Chart:
-    """Lines over layers, epochs, shares of training or numbers of images, with their names at their ends.
-
-    More than six names, or a phone's width, make a legend. Up to five lines of a panel have bands from `low` to `high`.
+    """Lines over layers, epochs, shares of training or numbers of images, with names at their ends (six at most; else a legend).
 
     Args:
-        table: a row per point. x: "layer" (or layer_a; residual layers are a line of open points) or a number.
+        table: a row per point; up to five lines of a panel have bands from low to high.
+        x: "layer" (or layer_a; residual layers are a line of open points) or a number.
         color: what a colour means, a key or a name; if missing made of a and b, or of network (`pair`).
         panel: a panel for each value. domain: range of the y axis; if not given it fits the values, of all panels if `shared`.
         log: of x: log(1 + x / the smallest positive x), so that 0 ("start") has a place.
