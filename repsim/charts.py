@@ -1,9 +1,8 @@
 """Tables -> figures, sentences and Markdown: one palette, one theme, six primitives.
 
-A figure is interactive where Vega-Lite 5 is known (JupyterLab, the report) and a PNG with alt text everywhere else, at most WIDTH
-pixels wide; `width=390` makes one for a phone. Tables hold keys ("sl-simclr"), figures show `name(key)` in its colour. What is
-undefined (NaN) is a hatched cell or a gap. A table that is empty or lacks a column is a ValueError. On a machine without altair,
-vl_convert or fonts every figure is None, and texts are printed. A page in dark mode can invert all but pictures and heatmaps.
+A figure is interactive where Vega-Lite 5 is known (JupyterLab, the report) and a PNG with alt text everywhere else. Tables hold
+keys ("sl-simclr"), figures show `name(key)` in its colour. What is undefined (NaN) is a hatched cell or a gap. A table that is
+empty or lacks a column is a ValueError. Without altair, vl_convert or fonts every figure is None, and texts are printed.
 """
 
 from __future__ import annotations
@@ -207,8 +206,7 @@ def bundle(spec: dict[str, Any], **_: Any) -> tuple[dict[str, Any], dict[str, An
 
 
 class Picture:
-    """A PNG that Jupyter shows: `png` (bytes), `alt`, `size` (width, height in CSS pixels) and `title`, which is its text: stored
-    outputs compare equal where numbers differ."""
+    """A PNG that Jupyter shows: `png` (bytes), `alt`, `size` (width, height in CSS pixels) and `title`, which is its text."""
 
     def __init__(self, image: Image.Image, title: str, alt: str | None = None, *, scale: float = 1):
         buffer = io.BytesIO()
@@ -221,9 +219,9 @@ class Picture:
         return data, {"image/png": {"alt": self.alt, "width": self.size[0], "height": self.size[1]}}
 
 
-def _frame(table: pd.DataFrame, **columns: str | None) -> pd.DataFrame:
+def _frame(table: pd.DataFrame, *same: str, **columns: str | None) -> pd.DataFrame:
     """Columns of a table, and low and high, under names of ours: no name of a user's gets into a Vega expression."""
-    columns = {ours: column for ours, column in columns.items() if column is not None}
+    columns = {ours: column for ours, column in (dict(zip(same, same)) | columns).items() if column is not None}
     if missing := [str(column) for column in columns.values() if column not in table]:
         expected, got = ", ".join(map(str, columns.values())), ", ".join(map(str, table.columns))
         raise ValueError(f"table: expected columns {expected}, got {got} without {', '.join(missing)}")
@@ -306,12 +304,10 @@ def _names(places: pd.DataFrame, x: Any, up: Callable, colours: Mapping, limits:
 
 def _together(panels: Mapping[str, alt.LayerChart], columns: int, title: Any, words: str) -> alt.TopLevelMixin:
     """One figure of panels with headings."""
-    charts = [*panels.values()]
-    for i, (heading, panel) in enumerate(panels.items()):
-        text = textwrap.wrap(heading, max(20, int(panel.width + 60) // 7))
-        charts[i] = (
-            panel.properties(title=alt.Title(text, fontSize=13, fontWeight="normal", offset=6)) if text else panel
-        )
+    charts = []
+    for heading, panel in panels.items():
+        lines = textwrap.wrap(heading, max(20, int(panel.width + 60) // 7))
+        charts.append(panel.properties(title=alt.Title(lines, fontSize=13, fontWeight="normal", offset=6)))
     chart = charts[0] if len(charts) == 1 else alt.concat(*charts, columns=columns, spacing=20)
     return chart.properties(title=title, description=words)
 
@@ -319,10 +315,9 @@ def _together(panels: Mapping[str, alt.LayerChart], columns: int, title: Any, wo
 def heatmap(table: pd.DataFrame, *, color: str = "cka", title: Title = None, width: int = WIDTH) -> Chart:
     """Every layer of one stream with every layer of another: a panel for each pair (a, b) of the table.
 
-    Args:
-        table: a row per cell: a, b, layer_a (rows), layer_b (columns), the value in `color` (0 to 1); low and high if known.
+    The table has a row per cell: a, b, layer_a (rows), layer_b (columns), the value in `color` (0 to 1); low and high if known.
     """
-    cells = _frame(table, a="a", b="b", layer_a="layer_a", layer_b="layer_b", value=color)
+    cells = _frame(table, "a", "b", "layer_a", "layer_b", value=color)
     cells["name"] = [f"{name(a)} with {name(b)}" for a, b in zip(cells["a"], cells["b"])]
     label, pairs, panels = name(color), dict([*cells.groupby("name", sort=False)]), {}
     widest = max(part["layer_b"].nunique() for part in pairs.values())
@@ -343,7 +338,7 @@ def heatmap(table: pd.DataFrame, *, color: str = "cka", title: Title = None, wid
             gaps, shape = base.transform_filter("!isValid(datum.value)"), "M-1,1L1,-1M-1,0L0,-1M0,1L1,0"
             hatch = gaps.mark_point(shape=shape, size=(step - 2) ** 2, stroke=MUTED, strokeWidth=1, opacity=1)
             parts += [gaps.mark_rect(color=BAND), hatch]
-        panels[heading if len(pairs) > 1 else ""] = alt.layer(*parts).properties(width=across, height=height)
+        panels[heading] = alt.layer(*parts).properties(width=across, height=height)
     gaps = f"; {cells['value'].isna().sum()} cells not defined" if cells["value"].isna().any() else ""
     words = _alt(f"Heatmap of {label}, {widest} layers from the input (left, top) to the output{gaps}", cells, "name")
     first = next(iter(pairs)).replace(" with ", " with every layer of ", 1)
@@ -365,12 +360,11 @@ def lines(
     rules: Mapping[str, float] | None = None,
     width: int = WIDTH,
 ) -> Chart:
-    """Lines over layers, epochs, shares of training or numbers of images, with their names at their ends.
-
-    More than six names, or a phone's width, make a legend. Up to five lines of a panel have bands from `low` to `high`.
+    """Lines over layers, epochs, shares of training or numbers of images, with names at their ends (six at most; else a legend).
 
     Args:
-        table: a row per point. x: "layer" (or layer_a; residual layers are a line of open points) or a number.
+        table: a row per point; up to five lines of a panel have bands from low to high.
+        x: "layer" (or layer_a; residual layers are a line of open points) or a number.
         color: what a colour means, a key or a name; if missing made of a and b, or of network (`pair`).
         panel: a panel for each value. domain: range of the y axis; if not given it fits the values, of all panels if `shared`.
         log: of x: log(1 + x / the smallest positive x), so that 0 ("start") has a place.
@@ -431,21 +425,17 @@ def _points(table: pd.DataFrame, x: str, y: str, color: str, panel: str | None) 
     return rows.sort_values("x", kind="stable", key=lambda places: places.map(order.index) if x == "layer" else places)
 
 
-def path(
-    table: pd.DataFrame, x: str, y: str, *, title: Title = None, domain: Domain = None, width: int = WIDTH
-) -> Chart:
+def path(table: pd.DataFrame, x: str, y: str, *, title: Title = None, domain: Domain = None) -> Chart:
     """Points of a plane in the order of `position`, a line for each network, from an open point to its name.
 
-    Args:
-        table: a row per point: x, y, network (or any name), position, layer.
-        domain: of both axes, with a dashed line where they are equal; if not given they fit the values.
+    The table has a row per point: x, y, network (or any name), position, layer. Axes fit the values, or have one `domain` and a
+    dashed line where they are equal.
     """
     rows = _frame(table, x=x, y=y, stroke="network", position="position", layer="layer").sort_values("position")
     rows["name"] = rows["stroke"].map(objective).map(name)
     colours, paint = _paint(rows["stroke"].map(objective))
     rows["fill"] = rows["name"].map(colours).where(rows["stroke"].duplicated(), WHITE)
-    plot = min(460, width - 108 - 7 * max(min(len(n), 20) for n in colours))
-    limits, height = [domain or _extent(rows[column]) for column in ("x", "y")], 0.8 * plot
+    limits, plot, height = [domain or _extent(rows[column]) for column in ("x", "y")], 460, 368
     across, up = _axis(alt.X, limits[0], x), _axis(alt.Y, limits[1], y, minExtent=32)
     line, points = _strokes(rows, across("x"), up("y"), paint, stroke="line", layer="layer", x=x, y=y)
     last = rows.drop_duplicates("stroke", keep="last").sort_values("x").drop_duplicates("name", keep="last")
@@ -454,9 +444,8 @@ def path(
     if domain:
         equal = alt.Chart(pd.DataFrame({"x": domain, "y": domain})).mark_line(color=MUTED, strokeDash=[5, 4])
         marks.insert(0, equal.encode(x=across("x"), y=up("y")))
-    first, last = rows["layer"].iloc[[0, -1]]
-    note = f"Lines run from the open point ({first}) to the name ({last})."
-    heading = alt.Title(title or f"{y} against {x}", subtitle=textwrap.wrap(note, width // 8))
+    note = "Lines run from the open point ({}) to the name ({}).".format(*rows["layer"].iloc[[0, -1]])
+    heading = alt.Title(title or f"{y} against {x}", subtitle=textwrap.wrap(note, WIDTH // 8))
     words = _alt(f"{y} against {x}. {note} Ranges of {y}", rows.assign(value=rows["y"]), "stroke")
     return _together({"": alt.layer(*marks).properties(width=plot, height=height)}, 1, heading, words)
 
@@ -471,13 +460,10 @@ def bars(
     value_title: Title = None,
     domain: Domain = None,
     rules: Mapping[str, float] | None = None,
-    width: int = WIDTH,
 ) -> Chart:
     """Horizontal bars from zero, each with its number and its interval (low and high, if the table has them).
 
-    Args:
-        table: a row per bar: `category`, `value` and, for several bars in a category, `color`.
-        rules: name -> place of a dashed line, such as chance.
+    The table has a row per bar: `category`, `value` and, for several bars in a category, `color`. rules: as for `lines`.
     """
     rows, rules = _frame(table, category=category, value=value, key=color or category), rules or {}
     label = name(value) if value_title is None else value_title
@@ -485,11 +471,11 @@ def bars(
     rows["end"] = rows.filter(NUMBERS).max(axis=1).clip(lower=0)
     across = _axis(alt.X, domain or _extent(rows.filter(NUMBERS), [0.0, *rules.values()]), label)
     names = alt.Axis(labelLimit=240, ticks=False, labelPadding=6)
-    base = alt.Chart(rows).encode(y=alt.Y("category:N", sort=None, title=None, axis=names))
-    base = base.encode(tooltip=_tips(category=category, **({"name": color} if color else {}), shown=label))
+    tips = _tips(category=category, **({"name": color} if color else {}), shown=label)
+    base = alt.Chart(rows).encode(y=alt.Y("category:N", sort=None, title=None, axis=names), tooltip=tips)
     if color:
         base = base.encode(yOffset=alt.YOffset("name:N", sort=rows["name"].unique().tolist()))
-    legend = alt.Legend(title=None, orient="top", symbolType="square", columns=width // 230) if color else None
+    legend = alt.Legend(title=None, orient="top", symbolType="square", columns=4) if color else None
     bar = base.mark_bar(height=alt.RelativeBandSize(0.86))
     parts = [bar.encode(x=across("value"), color=_paint(rows["key"], legend)[1])]
     if "low" in rows:
@@ -499,61 +485,58 @@ def bars(
         marks = alt.Chart(pd.DataFrame({"value": [*rules.values()], "text": [*rules]})).encode(x=across("value"))
         parts.append(marks.mark_rule(color=INK, strokeDash=[5, 3], strokeWidth=1.6))
         parts.append(marks.mark_text(align="center").encode(y=alt.value(-9), text="text:N"))
-    plot = min(520, width - 88 - min(240, 7 * max(map(len, rows["category"]))))
-    chart = alt.layer(*parts).properties(width=plot, height=alt.Step(20 if color else 28))
+    chart = alt.layer(*parts).properties(width=520, height=alt.Step(20 if color else 28))
     words = _alt(f"Bars of {label}", rows, *(["category", "name"] if color else ["name"]))
     return _together({"": chart}, 1, title or label, words)
 
 
-def forest(table: pd.DataFrame, ticks: pd.DataFrame | None = None, *, title: Title = None, width: int = WIDTH) -> Chart:
-    """Estimates beside their thresholds, a panel for each claim or part of one; the side that it asserts is shaded.
-
-    A dot with its interval has the colour of its side of the threshold (open if it is not judged), a grey band is the placebo, and
-    small marks are attacks.
+def forest(table: pd.DataFrame, ticks: pd.DataFrame | None = None, *, title: Title = None) -> Chart:
+    """Estimates beside their thresholds, in the colour of their side of it (open if not judged); the asserted side is shaded.
 
     Args:
         table: panel, label, value, low, high, threshold, side ("above", "below"): each panel in its own units. Or all claims in
-            one look, in units of their thresholds (0 none, 1 the smallest effect that counts): row (a claim's id), label, value,
-            low, high, placebo_low, placebo_high (NaN: none), verdict (of VERDICTS), note.
+            one look, in units of their thresholds: row (a claim's id), label, value, low, high, placebo_low, placebo_high (the
+            grey band; NaN: none), verdict (of VERDICTS), note.
         ticks: row, value, family (of FAMILIES), name, whole (False, hollow: a part of the claim alone was measured again).
     """
     claims, note, panels = "threshold" not in table, "", {}
     if claims:
-        columns = ("row", "label", "value", "low", "high", "placebo_low", "placebo_high", "verdict", "note")
-        rows = _frame(table, **{c: c for c in columns}).assign(threshold=1.0, side="above")
+        rows = _frame(table, "row", "label", *NUMBERS, "placebo_low", "placebo_high", "verdict", "note")
+        rows = rows.assign(threshold=1.0, side="above")
         rows["panel"] = [" · ".join(filter(None, words)) for words in rows[["row", "label", "note"]].to_numpy()]
         rows["label"] = [f"{VERDICTS[verdict][1]} {verdict}" for verdict in rows["verdict"]]
         note = "Units of thresholds: 0 none, 1 the smallest effect that counts. Grey bands: placebos."
     else:
-        rows = _frame(table, **{c: c for c in ("panel", "label", "value", "low", "high", "threshold", "side")})
-        rows = rows.assign(label=rows["label"].map(name), verdict=None)
+        rows = _frame(table, "panel", "label", *NUMBERS, "threshold", "side").assign(verdict=None)
+        rows["label"] = rows["label"].map(name)
     gaps = rows[["low", "high"]].sub(rows["threshold"], axis=0).mul(np.where(rows["side"] == "above", 1, -1), axis=0)
     sides = np.select([(gaps > 0).all(axis=1), (gaps < 0).all(axis=1)], ["supported", "contradicted"], "undecided")
     rows["colour"] = [VERDICTS[side][0] for side in sides]
     rows["fill"] = rows["colour"].mask(rows["verdict"] == "not judged", WHITE)
     if marked := ticks is not None and len(ticks) > 0:
-        ticks = _frame(ticks, **{c: c for c in ("row", "value", "family", "name", "whole")})
+        ticks = _frame(ticks, "row", "value", "family", "name", "whole")
         ticks["fill"] = ticks["family"].map(FAMILIES).fillna(INK).where(ticks["whole"], WHITE)
         note += " Small marks: attacks, hollow where they measure a part of the claim."
     look = {"symbolType": "square", "symbolStrokeWidth": 3, "symbolFillColor": WHITE}
     scale = alt.Scale(domain=[*FAMILIES], range=[*FAMILIES.values()])
-    legend = alt.Legend(title="attacks", orient="bottom", columns=width // 230, **look)
-    stroke = alt.Stroke("family:N", scale=scale, legend=legend)
-    fill = alt.Fill("fill:N", scale=None)
-    columns = 2 if width >= 700 and not claims else 1
-    size = {"width": (width - 28) / columns - 190, "height": alt.Step(46 if claims else 20)}
+    legend = alt.Legend(title="attacks", orient="bottom", columns=4, **look)
+    fill, stroke = alt.Fill("fill:N", scale=None), alt.Stroke("family:N", scale=scale, legend=legend)
+    columns = 1 if claims else 2
+    size = {"width": (WIDTH - 28) / columns - 190, "height": alt.Step(46 if claims else 20)}
     widest = np.clip(_extent(rows.filter(NUMBERS), [-0.5, 1.5]), -4, 6).tolist()
     for heading, part in rows.groupby("panel", sort=False):
         one = part.iloc[0]
         limits = widest if claims else _extent(part.filter(NUMBERS), [one["threshold"], 0.0], span=0.02)
         across = _axis(alt.X, limits, None, labels=not claims or heading == rows["panel"].iloc[-1])
         hue = VERDICTS[one["verdict"]][0] if claims else INK
-        axis = alt.Axis(labelLimit=136, labelPadding=12, minExtent=150, ticks=False, domain=False, labelFont=SIGNS, labelColor=hue)
+        axis = alt.Axis(
+            labelLimit=136, labelPadding=12, minExtent=150, ticks=False, domain=False, labelFont=SIGNS, labelColor=hue
+        )
         y = alt.Y("label:N", sort=None, title=None, axis=axis, scale=alt.Scale(domain=[*part["label"].unique()]))
-        base = alt.Chart(part).encode(y=y, color=alt.Color("colour:N", scale=None))
-        base = base.encode(tooltip=_tips(label="of", shown="estimate"))
-        claimed = pd.DataFrame({"x": [one["threshold"]], "end": [limits[one["side"] == "above"]]})
-        claimed = alt.Chart(claimed).encode(x=across("x"))
+        tips = _tips(label="of", shown="estimate")
+        base = alt.Chart(part).encode(y=y, color=alt.Color("colour:N", scale=None), tooltip=tips)
+        ends = pd.DataFrame({"x": [one["threshold"]], "end": [limits[one["side"] == "above"]]})
+        claimed = alt.Chart(ends).encode(x=across("x"))
         marks = [claimed.mark_rect(color=TINT).encode(x2="end:Q")]
         if claims and np.isfinite(one["placebo_low"]):
             placebo = base.mark_bar(height=26).encode(x=across("placebo_low"), x2="placebo_high:Q")
@@ -567,7 +550,7 @@ def forest(table: pd.DataFrame, ticks: pd.DataFrame | None = None, *, title: Tit
             tips = _tips(name="attack", family="of", shown="effect / threshold")
             marks.append(tick.encode(across("value"), y, fill, stroke, tooltip=tips))
         panels[str(heading)] = alt.layer(*marks).properties(**size)
-    heading = alt.Title(title or "Estimates and thresholds", subtitle=textwrap.wrap(note, width // 8))
+    heading = alt.Title(title or "Estimates and thresholds", subtitle=textwrap.wrap(note, WIDTH // 8))
     words = _alt(f"{heading.text}, with 95 % intervals", rows, "panel", "label")
     return _together(panels, columns, heading, words)
 
@@ -575,12 +558,10 @@ def forest(table: pd.DataFrame, ticks: pd.DataFrame | None = None, *, title: Tit
 def images(
     tensor: Tensor, captions: Sequence[str], columns: int = 10, *, framed: Collection[int] = (), title: str = "Images"
 ) -> Picture | None:
-    """A grid of images, row by row, below a title, as one picture; small images are enlarged without smoothing.
+    """A grid of images, uint8 (n, 3, h, w), row by row below a title, as one picture; small ones are enlarged without smoothing.
 
-    Args:
-        tensor: uint8 (n, 3, h, w). captions: a short text under each. framed: numbers of the images that have a frame.
-
-    Raises ValueError for anything but uint8 of shape (n, 3, h, w), n > 0, or another number of captions.
+    A caption is a short text under an image; those whose numbers are `framed` have a frame. ValueError for no such images, or
+    another number of captions.
     """
     kind = f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
     if not re.fullmatch(r"uint8 of shape \([1-9]\d*, 3, \d+, \d+\)", kind):

@@ -2,8 +2,7 @@
 
     explore({"mine": mine, "theirs": theirs}, images)
 
-The same as figures, without widgets: `display(*explore(...).still("layer3.1", "layer4.1"))`. All of it is computed from the
-pooled features of every layer (`repsim.taps.pooled`) and a comparison (`repsim.cka.compare`).
+The same as figures, without widgets: `display(*explore(...).still("layer3.1", "layer4.1"))`.
 """
 
 from __future__ import annotations
@@ -56,11 +55,8 @@ def disagreement(x: Tensor, y: Tensor) -> Tensor:
     for name, features in (("x", x), ("y", y)):
         features = as_features(features, name, least=4)
         gram, raw = cka.centred_gram(cka.exact(features).reshape(len(features), -1))
-        energy, centred = gram.trace(), cka.centre(gram, "unbiased")
-        varies = energy > cka.tolerance(features.dtype) * raw
-        if not (
-            varies and centred.norm() > 1e-12 * energy
-        ):  # one image alone differs: nothing is left off the diagonal
+        energy, centred = gram.trace(), cka.centre(gram, "unbiased")  # of one odd image alone nothing is left
+        if energy <= cka.tolerance(features.dtype) * raw or centred.norm() <= 1e-12 * energy:
             raise ValueError(f"{name}: expected features that vary over the images, got constant or undefined ones")
         grams.append(centred / centred.norm())
     if len(grams[0]) != len(grams[1]):
@@ -92,19 +88,15 @@ def explore(
     transform: Callable[[Tensor], Tensor] | Mapping[str, Callable[[Tensor], Tensor]] | None = None,
     batch_size: int = 64,
 ) -> Explorer:
-    """A view for JupyterLab: choose two networks and a measure, click a cell of the map or choose layers from menus.
-
-    Works offline. Enables the figures' theme and renderer (`repsim.charts.use`). For one network pass it alone. Images of type
-    uint8, in colour and without a `transform`, have curves of SimCLR's views.
+    """A view for JupyterLab, offline: choose two networks and a measure, click a cell of the map or choose layers from menus.
 
     Args:
-        models: name -> network.
-        images: uint8 or float (n, 3, h, w), or grey with one channel; all are kept, a few hundred to a few thousand do.
+        models: name -> network; one alone will do.
+        images: uint8 or float (n, 3, h, w), or grey with one channel; all are kept, a few hundred to a few thousand do. Those of
+            type uint8, in colour and without a `transform`, have curves of SimCLR's views.
         labels: classes (n,), for captions and class curves. `classes`: their names.
-        layers, transform, batch_size: as for `repsim.cka.compare`.
-
-    Raises:
-        ValueError, TypeError: as `compare`; images that are no tensor, labels or classes that do not fit.
+        layers, transform, batch_size: as for `repsim.cka.compare`, whose errors it raises; a ValueError for images that are no
+            tensor, or labels or classes that do not fit.
     """
     kind = f"shape {tuple(images.shape)}" if hasattr(images, "shape") else type(images).__name__
     if not hasattr(images, "__array__") or images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) <= NEAREST:
@@ -148,21 +140,19 @@ class LateChart(alt.JupyterChart):
     } }"""
     library = traitlets.Unicode().tag(sync=True)
 
-    def __init__(self, chart: alt.TopLevelMixin | None = None):
+    def __init__(self):
         alt.JupyterChart.enable_offline(True)
-        super().__init__(chart, library=alt.JupyterChart._esm)
+        super().__init__(None, library=alt.JupyterChart._esm)
 
 
 class Explorer(widgets.VBox):
-    """The view that `explore` returns; `still()` gives it as figures.
-
-    Attributes: `images` uint8 (n, 3, h, w) as they are shown, `names` of each image's class, `comparison`, and `features`
-    (n, channels) by network and layer.
-    """
+    """The view that `explore` returns: `images` uint8 (n, 3, h, w) as they are shown, `names` of each image's class, `comparison`,
+    and `features` (n, channels) by network and layer. `still()` gives it as figures."""
 
     def __init__(self, images, names, comparison: Comparison, features: Mapping[str, Mapping[str, Tensor]]):
         charts.use()
         self.images, self.names, self.comparison, self.features = images, names, comparison, features
+        self.captions = [f"{i} {names[i]}" if names else f"{i}" for i in range(len(images))]
         self.measures = [f"{estimator} CKA" for estimator in comparison.hsic] + [MUTUAL] * (len(images) > K)
         self.changing, self.shown, networks = False, [0], list(features)
         look = {"layout": widgets.Layout(width="290px", max_width="100%"), "style": {"description_width": "76px"}}
@@ -177,11 +167,11 @@ class Explorer(widgets.VBox):
         self.buttons = [widgets.Button(description=text) for text in ("Where they differ", "Other images")]
         self.status, self.faces, self.apart = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.map, self.curves = LateChart(), LateChart()
-        self._restart()
         for control in (*self.networks, self.measure):
             control.observe(lambda _: self._restart(), "value")
         for control in (*self.layers, self.query):
             control.observe(lambda _: self._look(), "value")
+        self._restart()
         self.buttons[0].on_click(lambda _: self._ask(self.differ[:4]))
         self.buttons[1].on_click(lambda _: self._ask([(max(self.shown) + i) % len(images) for i in (1, 2, 3, 4)]))
         wrap = widgets.Layout(flex_flow="row wrap")
@@ -207,13 +197,12 @@ class Explorer(widgets.VBox):
         return [figure for figure in figures if figure is not None]
 
     def _table(self) -> pd.DataFrame:
-        """All layers of the one chosen network with all of the other: a, b, layer_a, layer_b, value; low, high if known."""
+        """All layers of the one chosen network with all of the other: a, b, layer_a, layer_b, value, perhaps low and high."""
         a, b = (network for network, _ in self._cell())
         if self.measure.value == MUTUAL:
             return mutual_neighbours(self.features[a], self.features[b]).assign(a=a, b=b)
         table = self.comparison.table(a, b, estimator=self.measure.value.removesuffix(" CKA"))
-        table = table.rename(columns={"cka": "value"})
-        return table if table["low"].notna().any() else table.drop(columns=["low", "high"])
+        return table.rename(columns={"cka": "value"})
 
     def _cell(self) -> Cell:
         return [(network.value, layer.value) for network, layer in zip(self.networks, self.layers)]
@@ -225,9 +214,8 @@ class Explorer(widgets.VBox):
         """Other networks, or another measure: new menus, map and curves."""
         self.changing = True
         for network, layer in zip(self.networks, self.layers):
-            names, before = list(self.features[network.value]), layer.value
-            layer.options = names
-            layer.value = before if before in names else names[-1]
+            before, layer.options = layer.value, list(self.features[network.value])
+            layer.value = before if before in layer.options else layer.options[-1]
         self.values = self._table()
         self.map.chart = _heatmap(self.values, self.measure.value, self._cell())
         self.map.selections.observe(self._click, "cell")
@@ -251,9 +239,7 @@ class Explorer(widgets.VBox):
         self.map.params.row, self.map.params.column = row, column
         apart, self.differ = self._apart(cell)
         if not self.query.value.strip():
-            self.changing = True
-            self._ask(self.differ[:4])
-            self.changing = False
+            return self._ask(self.differ[:4])  # and look again
         value = self.values[(self.values["layer_a"] == row) & (self.values["layer_b"] == column)].iloc[0]
         words = html.escape(f"{a} · {row}\n{b} · {column}").replace("\n", "<br>")
         text = f"<b>{self.measure.value} {charts.estimate(*value.filter(charts.NUMBERS))}</b><br>{words}"
@@ -276,41 +262,34 @@ class Explorer(widgets.VBox):
                 framed += [len(shown) + n for n, j in enumerate(nearest, 1) if j in both[0] and j in both[1]]
                 shown += [i, *nearest]
             told.append(f"image {i}: {both[0]} and {both[1]}")
-        a, b = (" ".join(source) for source in cell)
-        same = f"{len(framed) // 2} of {NEAREST * len(query)} the same"
-        title = f"Nearest in {a} (above) and {b} (below); framed: in both"
-        captions = [self._caption(i) for i in shown]
+        a, b = map(" ".join, cell)
+        title, captions = f"Nearest in {a} (above) and {b} (below); framed: in both", [self.captions[i] for i in shown]
         picture = charts.images(self.images[shown], captions, 1 + NEAREST, framed=framed, title=title)
+        same = f"{len(framed) // 2} of {NEAREST * len(query)} the same"
         picture.alt = f"Nearest images in {a} and {b}, {same}. {'; '.join(told)}."
         return picture
 
-    def _caption(self, i: int) -> str:
-        return f"{i}" if self.names is None else f"{i} {self.names[i]}"
-
-    def _apart(self, cell: Cell, count: int = 12) -> tuple[Picture | None, list[int]]:
+    def _apart(self, cell: Cell) -> tuple[Picture | None, list[int]]:
         """The images that add most to the disagreement of two layers, with their share of it; None where it is undefined."""
         try:
             parts = disagreement(*(self.features[network][layer] for network, layer in cell))
         except ValueError:
-            return None, list(range(min(count, len(self.images))))
-        order = parts.argsort(descending=True, stable=True)[:count].tolist()
+            return None, [*range(min(12, len(self.images)))]
+        order = parts.argsort(descending=True, stable=True)[:12].tolist()
         shares = [f"{100 * share:.1f} %" for share in parts[order] / parts.sum().clamp_min(1e-300)]
-        listed = ", ".join(f"{self._caption(i)} {share}" for i, share in zip(order, shares))
-        a, b = (" ".join(source) for source in cell)
+        listed = ", ".join(f"{self.captions[i]} {share}" for i, share in zip(order, shares))
+        a, b = map(" ".join, cell)
         title, captions = "Where the two layers differ most: image, share of 1 - CKA", zip(map(str, order), shares)
-        picture = charts.images(self.images[order], [*map("  ".join, captions)], count, title=title)
+        picture = charts.images(self.images[order], [*map("  ".join, captions)], 12, title=title)
         picture.alt = f"Images on which {a} and {b} differ most, with their share of 1 - CKA: {listed}."
         return picture, order
 
     def _curves(self, cell: Cell) -> alt.HConcatChart | None:
         """Class and view curves of each network of the cell; None without classes and views."""
-        panels = []
+        panels, comparison = [], self.comparison
         for network in dict(cell):
-            curves = []
-            for stream in self.comparison.streams:
-                if stream == "labels" or stream.startswith(f"{network}@"):
-                    what = "with the classes" if stream == "labels" else f"with its view ({stream.partition('@')[2]})"
-                    curves.append(self.comparison.curve(network, stream).assign(what=what))
+            told = {"labels": "with the classes", f"{network}@simclr": "with its view (simclr)"}
+            curves = [comparison.curve(network, s).assign(what=told[s]) for s in comparison.streams if s in told]
             if not curves:
                 return None
             panels.append(charts.lines(pd.concat(curves), color="what", title=network, width=440))

@@ -92,14 +92,14 @@ def _read(path: Path, stale: Collection[str]) -> tuple[list[nbformat.NotebookNod
 def write(
     notebooks: Sequence[Path], path: Path, *, stale: Collection[str] = (), claims: Claims = (), banner: str = ""
 ) -> None:
-    """Write one HTML page with all `notebooks`, which asks the network for nothing, unless `path` is that page already.
+    """Write one HTML page, which asks the network for nothing, unless `path` is that page already.
 
     Args:
         notebooks: executed ones, in the order of their names, which are their anchors (`index.html#02_name`); of 01_training,
             01_training-sl-0 and so on the first alone. Those that failed or are missing are listed as such.
         stale: names of notebooks that were executed with other settings, images or sources: marked so, and in a fold.
         claims: each with id, statement, verdict (else a ValueError), and perhaps sentence, reason (str), exploratory (bool).
-        banner: a sentence on whether the networks have learnt, for the head of the page, above the first picture of 00_overview.
+        banner: a sentence for the head of the page, above the first picture of 00_overview.
     """
     if lacking := [claim for claim in claims if not {"id", "statement", "verdict"} <= {*claim}]:
         raise ValueError(f"claims: expected id, statement and verdict in each, got {lacking[0]!r}")
@@ -111,7 +111,7 @@ def write(
         return
 
     read = {name: _read(executions[name], stale) for name in reversed(executions)}
-    shown, chapters = {name: bool(cells) for name, (cells, _) in read.items()}, {}
+    shown, chapters, head = {name: bool(cells) for name, (cells, _) in read.items()}, {}, []
     for name, (cells, wrong) in read.items():
         renderer = Renderer(name, executions[name].parent, shown)
         markdown = MarkdownWithMath(renderer).render
@@ -121,10 +121,9 @@ def write(
                 data = output.setdefault("data", {})
                 if text := data.get("text/markdown") or data.get("text/latex"):
                     data.setdefault("text/html", markdown(text))
+                if name == "00_overview" and "image/png" in data and not (wrong or head):
+                    head.append(output)
         chapters[name] = {"cells": cells, "wrong": wrong, "about": renderer}
-    cells, wrong = read.get("00_overview", ([], ""))
-    outputs = [output for cell in cells if not wrong for output in cell.get("outputs", [])]
-    head = [output for output in outputs if "image/png" in output.data][:1]
     values = {"title": TITLE, "inputs": inputs, "banner": banner, "claims": claims, "head": head, "chapters": chapters}
     helpers = {"code": Highlight2HTML(), "ansi2html": ansi2html, "vega": vl_convert.javascript_bundle()}
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE.read_text())

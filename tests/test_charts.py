@@ -120,12 +120,12 @@ def plane():
     return pd.DataFrame(rows, columns=["network", "layer", "position", "CKA with the classes", "CKA between views"])
 
 
-def readings(width=charts.WIDTH):
+def readings():
     names, reads = ("pixels", "untrained-0", "sl-0", "simclr-0"), ("linear probe", "10 nearest neighbours")
     rows = [(n, read, 0.2 + 0.15 * i + 0.02 * j) for i, n in enumerate(names) for j, read in enumerate(reads)]
     table = pd.DataFrame(rows, columns=["network", "reading", "accuracy"])
     table = table.assign(low=table["accuracy"] - 0.02, high=table["accuracy"] + 0.02)
-    return charts.bars(table, "network", "accuracy", "reading", rules={"chance": 0.1}, width=width)
+    return charts.bars(table, "network", "accuracy", "reading", rules={"chance": 0.1})
 
 
 EVERY = {
@@ -143,11 +143,8 @@ EVERY = {
     "history": lambda: charts.lines(history(), "epoch", "loss"),
     "path": lambda: charts.path(plane(), "CKA with the classes", "CKA between views", domain=(0, 1)),
     "bars": readings,
-    "bars on a phone": lambda: readings(390),
     "forest": lambda: charts.forest(*claims_table()),
-    "forest on a phone": lambda: charts.forest(*claims_table(), width=390),
     "estimates": lambda: charts.forest(estimates()),
-    "estimates on a phone": lambda: charts.forest(estimates(), width=390),
 }
 
 
