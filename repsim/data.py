@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import tempfile
-import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -46,15 +44,13 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         _check_images(self.images)
-        n, k, labels = len(self.images), len(self.classes), self.labels
+        n, k, labels = len(self), len(self.classes), self.labels
         if labels.dtype != torch.int64:
             raise TypeError(f"labels: expected int64, got {labels.dtype}; convert with .long()")
         if labels.shape != (n,):
             raise ValueError(f"labels: expected one for each of {n} images, got shape {tuple(labels.shape)}")
         if n and not 0 <= labels.min() <= labels.max() < k:
             raise ValueError(f"labels: expected 0 to {k - 1} ({k} classes), got {labels.min()} to {labels.max()}")
-        if self.factors is not None and len(self.factors) != n:
-            raise ValueError(f"factors: expected one row for each of {n} images, got {len(self.factors)}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -70,8 +66,7 @@ class ImageSet:
         return dataclasses.replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
 
-@dataclass(frozen=True, eq=False)
-class Splits:
+class Splits(NamedTuple):
     name: str
     train: ImageSet
     validation: ImageSet  # what choices are made on
@@ -91,10 +86,9 @@ class Summary(NamedTuple):
 
 
 def summary(splits: Splits) -> Summary:
-    """Sizes, classes and fingerprints of the three parts."""
-    train, parts = splits.train, (splits.train, splits.validation, splits.test)
-    about = train.classes, train.factors is not None, tuple(map(fingerprint, parts))
-    return Summary(splits.name, *map(len, parts), *about)
+    name, *parts = splits
+    about = splits.train.classes, splits.train.factors is not None, tuple(map(fingerprint, parts))
+    return Summary(name, *map(len, parts), *about)
 
 
 def fingerprint(image_set: ImageSet) -> str:
@@ -138,15 +132,6 @@ def _subsets(pool: ImageSet, sizes: Sequence[int], seed: int, use: str) -> list[
     return [pool.take(p[torch.randperm(len(p), generator=store.generator(seed, use, i))]) for i, p in enumerate(parts)]
 
 
-def check_appearance(source: str | Path, context: float, saturation: float) -> None:
-    """Raise ValueError unless these are 0 to 1, and 0 and 1 for other images than the embedded ones."""
-    for name, value, neutral in (("context", context, 0), ("saturation", saturation, 1)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name}: expected a number of 0 to 1, got {value!r}")
-        if value != neutral and str(source).lower() != "shapes":
-            raise ValueError(f"{name}: expected {neutral}, as only shapes have one, got {value!r} with {str(source)!r}")
-
-
 def load(
     source: str | Path,
     *,
@@ -162,16 +147,14 @@ def load(
 ) -> Splits:
     """The image set `source`: stratified, seeded subsets for training, validation and test.
 
-    Args:
-        source: "shapes" (embedded; 8,000 and 2,000 images, or as many as asked for), one of `TORCHVISION` (downloaded below
-            `root`), or a folder with train/CLASS/* and test/CLASS/* (cached below `root`).
-        train_images, test_images: images trained on (None: all that validation leaves) and tested on (None: all).
-        validation: validation images per training image; they are cut from the training set, beside `train_images`.
-        image_size: pixels a side; the shorter side is resized to it and the middle cut out. None: as the images are.
-        channels: 3, or 1 for grey images (luma, ITU-R 601).
-        context, saturation: of "shapes" alone, 0 to 1; see `repsim.shapes.draw`.
+    source: "shapes" (embedded; 8,000 and 2,000 images, or as many as asked for), one of `TORCHVISION` (downloaded below `root`),
+    or a folder with train/CLASS/* and test/CLASS/* (cached below `root`).
+    train_images, test_images: how many are trained and tested on; None: all that validation leaves, and all.
+    validation: validation images per training image; they are cut from the training set, beside `train_images`.
+    image_size: pixels a side; the shorter side is resized to it and the middle cut out. None: as the images are.
+    channels: 3, or 1 for grey images (luma, ITU-R 601). context, saturation: of "shapes", 0 to 1; see `repsim.shapes.draw`.
 
-    Raises ValueError (a number out of range, more images than there are, unequal or too few classes, a bad image),
+    Raises ValueError (a number out of range, more images than there are, other classes in test, a bad image),
     FileNotFoundError (no such name or folder, or an empty one) or RuntimeError (a set that cannot be downloaded).
     """
     for name, value in {"train_images": train_images, "test_images": test_images, "image_size": image_size}.items():
@@ -181,8 +164,12 @@ def load(
         raise ValueError(f"validation: expected a fraction of 0 to below 1, got {validation!r}")
     if channels not in (1, 3):
         raise ValueError(f"channels: expected 3 or 1 (grey), got {channels!r}")
-    check_appearance(source, context, saturation)
     name, root = str(source).lower(), Path(root).expanduser()
+    for field, value, neutral in (("context", context, 0), ("saturation", saturation, 1)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{field}: expected a number of 0 to 1, got {value!r}")
+        if value != neutral and name != "shapes":
+            raise ValueError(f"{field}: expected {neutral}, as only shapes have one, got {value!r} with {source!r}")
     if name == "shapes":
         wanted = 8000 if train_images is None else train_images + round(validation * train_images)
         draw = partial(shapes.draw, seed=seed, size=image_size or 32, context=context, saturation=saturation)
@@ -207,9 +194,8 @@ def load(
 
 
 def _grey(images: Tensor) -> Tensor:
-    """uint8 (n, 3, h, w) -> (n, 1, h, w), Pillow's luma in its whole numbers: a grey image stays as it is."""
-    weights = torch.tensor([19595, 38470, 7471])[:, None, None]
-    return torch.cat([((part * weights).sum(1, keepdim=True) + 0x8000 >> 16).byte() for part in images.split(1000)])
+    """uint8 (n, 3, h, w) -> (n, 1, h, w), Pillow's luma: a grey image stays as it is."""
+    return torch.stack([transforms.pil_to_tensor(transforms.to_pil_image(image).convert("L")) for image in images])
 
 
 def of_classes(splits: Splits, classes: Sequence[str]) -> Splits:
@@ -219,12 +205,9 @@ def of_classes(splits: Splits, classes: Sequence[str]) -> Splits:
         raise ValueError(f"classes: expected at least 2 different ones of {', '.join(known)}, got {list(classes)}")
     label = torch.tensor([classes.index(name) if name in classes else -1 for name in known])
 
-    def restricted(part: ImageSet) -> ImageSet:
-        labels = label[part.labels]
-        part = part.take(labels >= 0)
-        return dataclasses.replace(part, labels=labels[labels >= 0], classes=tuple(classes))
-
-    return Splits(splits.name, *map(restricted, (splits.train, splits.validation, splits.test)))
+    chosen = [part.take(label[part.labels] >= 0) for part in splits[1:]]
+    renamed = [dataclasses.replace(part, labels=label[part.labels], classes=tuple(classes)) for part in chosen]
+    return Splits(splits.name, *renamed)
 
 
 # Where the images come from: each gives a title, all there is to train on, and all there is to test on
@@ -266,20 +249,14 @@ def _torchvision(name: str, root: Path, image_size: int | None) -> tuple[str, Im
 
 
 def _listing(folder: Path) -> tuple[list[str], list[str], list[int]]:
-    """The classes of train/ or test/, all its images and their labels, in alphabetical order, as ImageFolder has them.
-
-    What is hidden (its path begins with "." anywhere) is no image. Names are compared in Unicode's composed form (NFC).
-    """
-    composed = partial(unicodedata.normalize, "NFC")
+    """The classes of train/ or test/, all images that are not hidden, and their labels, in order, as ImageFolder has them."""
 
     def is_image(path: str) -> bool:
         return f"{os.sep}." not in path.removeprefix(str(folder)) and path.lower().endswith(IMG_EXTENSIONS)
 
-    names = [entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
-    classes = sorted({*map(composed, names)})
-    labels = {name: classes.index(composed(name)) for name in names}
+    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    labels = {name: label for label, name in enumerate(classes)}
     samples = datasets.ImageFolder.make_dataset(folder, labels, is_valid_file=is_image)
-    samples.sort(key=lambda sample: (sample[1], *map(composed, os.path.split(sample[0]))))
     return classes, *map(list, zip(*samples))
 
 
@@ -342,19 +319,3 @@ def _decode(paths: Sequence[str], image_size: int | None) -> Tensor:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         [*tqdm(pool.map(fill, range(len(paths))), "decoding", len(paths), leave=False, disable=None, unit="image")]
     return images
-
-
-def jpeg_copy(root: str | Path, folder: str | Path, *, quality: int = 75) -> None:
-    """Write torchvision's CIFAR-10 (below `root`) to a new `folder` as part/CLASS/NNNN.jpg."""
-    folder = Path(folder).expanduser()
-    if folder.exists():
-        raise FileExistsError(f"folder: expected a path where nothing is, got {str(folder)!r}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        for part, images in zip(PARTS, _torchvision("cifar10", Path(root).expanduser(), None)[1:]):
-            for label, name in enumerate(images.classes):
-                place = Path(temporary, "copy", part, name)
-                place.mkdir(parents=True)
-                for i, image in enumerate(images.images[images.labels == label]):
-                    transforms.to_pil_image(image).save(place / f"{i:04}.jpg", quality=quality)
-        Path(temporary, "copy").rename(folder)  # all of it or, after an error, nothing

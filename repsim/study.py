@@ -81,7 +81,6 @@ class Study:
             if (value := getattr(self, name)) is not None and value < smallest:
                 raise ValueError(f"{name}: expected at least {smallest}, got {value}")
         check_known("device", self.device.partition(":")[0], ("auto", "cpu", "cuda", "mps"))
-        data.check_appearance(self.data, self.context, self.saturation)
         for objective in self.controls:
             check_known("controls", objective, sorted(train.OBJECTIVES.keys() - {"untrained", "sl", "simclr"}))
         for name in self.names:  # every network's own checks

@@ -2,7 +2,6 @@
 
 import os
 import re
-import unicodedata
 import urllib.error
 
 import numpy as np
@@ -84,11 +83,6 @@ def test_images_are_checked_at_the_door(bad, error, message):
 def test_labels_are_checked_at_the_door(labels, error, message):
     with pytest.raises(error, match=message):
         ImageSet(images(4), labels, ("a", "b"))
-
-
-def test_factors_of_another_length_are_refused():
-    with pytest.raises(ValueError, match="factors: expected one row for each of 4 images, got 3"):
-        ImageSet(images(4), torch.zeros(4, dtype=torch.int64), ("a",), pd.DataFrame({"x": range(3)}))
 
 
 @pytest.mark.parametrize(
@@ -278,33 +272,6 @@ def test_offline_says_what_was_tried_and_what_to_do(monkeypatch, tmp_path, name)
         eval(call, {dataset.__name__: dataset})
 
 
-def test_a_jpeg_copy_is_the_images_about_and_there_when_all_of_it_is(monkeypatch, tmp_path):
-    class Smooth(Colour):
-        def __init__(self, root, train=True, download=False):
-            super().__init__(root, train, download)
-            ramp = np.add.outer(np.arange(32), np.arange(32))[None, :, :, None]
-            self.data = (ramp + np.arange(44)[:, None, None, None] + np.zeros(3)).astype(np.uint8)
-
-    monkeypatch.setitem(data.TORCHVISION, "cifar10", ("CIFAR-10", Smooth, "train"))
-    data.jpeg_copy(tmp_path, tmp_path / "new" / "copy")
-    files = sorted(str(p.relative_to(tmp_path / "new" / "copy")) for p in (tmp_path / "new").rglob("*.*"))
-    assert files == sorted(f"{p}/{c}/{i:04}.jpg" for p in data.PARTS for c in ("cat", "dog") for i in range(22))
-    third_dog = np.asarray(Image.open(tmp_path / "new" / "copy" / "test" / "dog" / "0002.jpg")).astype(int)
-    assert np.abs(third_dog - Smooth(None, download=True).data[5]).max() < 5  # dogs are 1, 3, 5, ...
-    copy = load(tmp_path / "new" / "copy", root=tmp_path)
-    assert copy.train.classes == ("cat", "dog") and len(copy.test) == 44
-    with pytest.raises(FileExistsError, match="nothing is"):
-        data.jpeg_copy(tmp_path, tmp_path / "new" / "copy")
-
-    def full(*args, **kwargs):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(OSError, match="disk full"):
-        data.jpeg_copy(tmp_path, tmp_path / "other")
-    assert {p.name for p in tmp_path.iterdir()} == {"new", "folders"}, "nothing of half a copy stays"
-
-
 # Folders
 
 
@@ -482,17 +449,6 @@ def test_what_is_hidden_is_no_image(tmp_path):
         Image.new("RGB", (10, 10)).save(folder / hidden / "0-checkpoint.png")
     (folder / "train" / "dog" / "._00.png").write_bytes(b"\0\5\26\7" + bytes(100))
     assert data.summary(load(folder, root=tmp_path)) == data.summary(before)
-
-
-def test_class_names_are_compared_composed(tmp_path):
-    """One file system spells an accent as a letter and a mark, another as one letter; the images are the same."""
-    spelt = {form: [unicodedata.normalize(form, name) for name in ("café", "cafz", "zoë")] for form in ("NFC", "NFD")}
-    assert spelt["NFC"] != spelt["NFD"]
-    write(tmp_path / "one" / "pets", classes=spelt["NFC"])
-    write(tmp_path / "two" / "pets", classes=spelt["NFD"], parts=("train",))
-    write(tmp_path / "two" / "pets", classes=spelt["NFC"], parts=("test",))
-    one, two = (load(tmp_path / name / "pets", root=tmp_path) for name in ("one", "two"))
-    assert two.train.classes == tuple(sorted(spelt["NFC"])) and fingerprint(one.train) == fingerprint(two.train)
 
 
 @pytest.mark.parametrize("size", [(10, 10), (120, 130)])
