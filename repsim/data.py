@@ -73,9 +73,7 @@ class Splits(NamedTuple):
     test: ImageSet  # what is only ever reported on
 
 
-class Summary(NamedTuple):
-    """What is known of splits without having them."""
-
+class Summary(NamedTuple):  # what is known of splits without having them
     name: str
     train: int
     validation: int
@@ -284,10 +282,8 @@ def _folder(source: str | Path, root: Path, image_size: int | None) -> tuple[str
     try:
         (classes, train, train_labels), (of_test, test, test_labels) = (_listing(folder / part) for part in PARTS)
     except (OSError, ValueError) as error:  # no folder, no classes, or a class without images; the error says which
-        raise FileNotFoundError(
-            f"source: expected one of shapes, {', '.join(TORCHVISION)}, or a folder with images in train/CLASS/* and "
-            f"test/CLASS/*, got {str(source)!r}: {error}"
-        ) from error
+        known = f"shapes, {', '.join(TORCHVISION)}, or a folder with images in train/CLASS/* and test/CLASS/*"
+        raise FileNotFoundError(f"source: expected one of {known}, got {str(source)!r}: {error}") from error
     if classes != of_test or len(classes) < 2:
         got = f"{len(classes)} and {len(of_test)}; only in one: {sorted({*classes} ^ {*of_test})}"
         raise ValueError(f"{folder}: expected the same 2 or more classes in train and test, got {got}")
