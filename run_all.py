@@ -63,9 +63,7 @@ FURTHER = {
 }
 
 
-class Job(NamedTuple):
-    """One execution of a notebook."""
-
+class Job(NamedTuple):  # one execution of a notebook
     name: str  # of the job and of the output: "01_training-sl-0", "02_layerwise_comparison"
     source: Path
     output: Path
@@ -96,15 +94,14 @@ def jobs(study: Study, parameters: dict[str, Any], slow: bool = True) -> dict[st
         plan[name] = Job(name, source, output, parameters | more, needs, files, networks, state)
 
     own = [] if study.artefacts else [name for name in study.names if not name.startswith("untrained-")]
-    each = [f"{TRAINING}-{network}" for network in own]
-    for name, network in zip(each, own):
-        add(name, TRAINING, [], [], [network], network=network)
-    add(TRAINING, TRAINING, each, [], own)
+    for network in own:
+        add(f"{TRAINING}-{network}", TRAINING, [], [], [network], network=network)
+    add(TRAINING, TRAINING, list(plan), [], own)
     for chapter, (needs, leaves, objectives) in (CHAPTERS | FURTHER).items():
         more = [o if o[-1].isdigit() else f"{o}-{seed}" for o in objectives for seed in range(study.seeds)]
         less = {} if slow or study.artefacts or chapter != "05_is_it_real" else {"slow": False}
-        needed, networks = each if needs == [TRAINING] else needs, [] if study.artefacts else own + more
-        add(chapter, chapter, needed, leaves, networks, **less)
+        needed = plan[TRAINING].needs if needs == [TRAINING] else needs  # the networks, not the page about them
+        add(chapter, chapter, needed, leaves, [] if study.artefacts else own + more, **less)
     return plan
 
 
@@ -119,7 +116,6 @@ def up_to_date(job: Job) -> bool:
 
 def execute(job: Job) -> str | None:
     """Execute one notebook; why it failed, if it did. Its output replaces the old one only when it is whole."""
-    import nbformat
     import papermill
     from traitlets.config import Config
 
@@ -127,21 +123,19 @@ def execute(job: Job) -> str | None:
     with tempfile.TemporaryDirectory() as scratch:
         executed = Path(scratch) / job.source.name
         # sockets in a folder, not ports: of two kernels that start at once, both may choose the same port
-        transport = "tcp" if os.name == "nt" else "ipc"
-        config = Config(KernelManager={"transport": transport, "connection_file": f"{scratch}/kernel.json"})
-        options = {"kernel_name": "python3", "cwd": NOTEBOOKS, "progress_bar": False, "config": config}
-        options["extra_arguments"] = ["--IPKernelApp.log_level=CRITICAL"]  # the terminal is for what this program says
+        kernel = {"transport": "tcp" if os.name == "nt" else "ipc", "connection_file": f"{scratch}/kernel.json"}
+        options = {"kernel_name": "python3", "cwd": NOTEBOOKS, "config": Config(KernelManager=kernel)}
+        options |= {"progress_bar": False, "extra_arguments": ["--IPKernelApp.log_level=CRITICAL"]}  # of ours to say
         try:
             papermill.execute_notebook(job.source, executed, job.parameters, **options)
         except papermill.PapermillExecutionError as error:
             failure = f"{error.ename}: {error.evalue}\n  in cell {error.exec_count} of {job.output}"
         except RuntimeError as error:
             return DIED if "died" in str(error) else str(error)
-        notebook = nbformat.read(executed, as_version=4)
+        notebook = json.loads(executed.read_text())
     if failure is None:
-        left = fingerprint([job.state, json.loads(nbformat.writes(notebook))], *job.leaves)
-        notebook.metadata["repsim"] = left
-    store.write(job.output, nbformat.writes(notebook) + "\n")
+        notebook["metadata"]["repsim"] = fingerprint([job.state, notebook], *job.leaves)
+    store.write(job.output, json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     return failure
 
 
@@ -179,7 +173,7 @@ def run(plan: dict[str, Job], at_a_time: int, work: Callable[[Job], str | None])
 
 
 def collect(plan: dict[str, Job], out: Path, fresh: Collection[str], shown: Collection[str]) -> None:
-    """claims.json and index.html from what has been executed with these settings, images and sources."""
+    """claims.json and index.html from what has been executed with these settings; even if nothing was: it may have been killed."""
     kept = {file.name: json.loads(file.read_text()) for name in fresh for file in plan[name].leaves}
     attacks = kept.pop("attacks.json", [])
     claims = sorted(sum(kept.values(), []), key=lambda row: (row["id"][0].isdigit(), row["id"]))
@@ -200,19 +194,6 @@ def environment(threads: int) -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     shared = {"OMP_WAIT_POLICY": "PASSIVE", "REPSIM_BATCH": "1", "TQDM_DISABLE": "1", "PYTHONPATH": path}
     return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)) | shared
-
-
-def submitter(options: argparse.Namespace, out: Path, threads: int) -> Any:
-    """Where --engine slurm submits to; None for local processes."""
-    asked = {name: getattr(options, name) for name in ("partition", "gpus", "time", "memory")}
-    if options.engine == "slurm":
-        try:
-            from repsim import cluster
-        except ImportError as error:
-            raise ValueError(f'--engine slurm: {error}; pip install -e ".[cluster]"') from error
-        return cluster.Jobs(cluster.slurm(out / "slurm", environment(threads), cpus=threads, **asked))
-    if given := [f"--{name} {value}" for name, value in asked.items() if value is not None]:
-        raise ValueError(f"{' '.join(given)}: only with --engine slurm")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -246,7 +227,14 @@ def main(argv: list[str] | None = None) -> int:
         chosen = {name for name, job in plan.items() if options.only in (None, name, job.source.stem)}
         if not chosen:
             raise ValueError(f"--only: expected one of {', '.join(plan)}, got {options.only!r}")
-        submit = submitter(options, out, study.threads)
+        asked = {name: getattr(options, name) for name in ("partition", "gpus", "time", "memory")}
+        if options.engine == "local" and (given := [f"--{n} {v}" for n, v in asked.items() if v is not None]):
+            raise ValueError(f"{' '.join(given)}: only with --engine slurm")
+        submit = None
+        if options.engine == "slurm":
+            from repsim import cluster
+
+            submit = cluster.Jobs(cluster.slurm(out / "slurm", environment(study.threads), cpus=study.threads, **asked))
         chosen -= set() if options.all or options.only else set(FURTHER)
         for name in reversed(plan):
             chosen |= set(plan[name].needs) if name in chosen else set()
@@ -273,6 +261,8 @@ def main(argv: list[str] | None = None) -> int:
         work = execute_plainly if options.plain else execute
         print(f"{len(todo)} notebooks to run, {len(chosen & current)} up to date", flush=True)
         done = run(todo, at_a_time, lambda job: submit.call(job.name, work, job) if submit else work(job))
+    except ImportError as error:
+        parser.exit(1, f'run_all.py: error: {error}; --engine slurm needs pip install -e ".[cluster]"\n')
     except (ValueError, OSError, RuntimeError) as error:
         parser.exit(1, f"run_all.py: error: {error}\n")
     except KeyboardInterrupt:
@@ -281,9 +271,7 @@ def main(argv: list[str] | None = None) -> int:
             submit.cancel()
         os._exit(130)  # kernels end with this process
     shown = [n for n, job in plan.items() if (n in chosen or job.output.exists()) and "network" not in job.parameters]
-    collect(
-        plan, out, {*done, *current}, [] if options.plain else shown
-    )  # always: a run may have been killed just before
+    collect(plan, out, {*done, *current}, [] if options.plain else shown)
     print(f"{len(done)} of {len(todo)} run, {len(chosen & current)} up to date; read {out / 'index.html'}")
     if options.publish and len(done) == len(todo):
         print(publish(study, ROOT / options.publish))

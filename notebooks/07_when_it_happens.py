@@ -33,7 +33,7 @@ def show(courses):
     """The figure of two statistics over training (share, value, low, high, curve), and what it says."""
     title = "SL and SimCLR from the first step to the last"
     figure = charts.lines(courses, "share", "value", "curve", log=True, y_title="difference of similarity", title=title)
-    early = courses.share[(courses.share - 0.1).abs().idxmin()]
+    early = min(courses.share, key=lambda share: abs(share - 0.1))
     told = {(row.curve, row.share): charts.estimate(row.value, row.low, row.high) for row in courses.itertuples()}
     (agree, agreed), (apart, parted) = ([told[curve, share] for share in (early, 1.0)] for curve in courses.curve.unique())
     charts.show(figure, charts.markdown(

@@ -46,7 +46,7 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         _check_images(self.images)
-        n, k, labels = len(self.images), len(self.classes), self.labels
+        n, k, labels = len(self), len(self.classes), self.labels
         if labels.dtype != torch.int64:
             raise TypeError(f"labels: expected int64, got {labels.dtype}; convert with .long()")
         if labels.shape != (n,):
@@ -70,17 +70,14 @@ class ImageSet:
         return dataclasses.replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
 
-@dataclass(frozen=True, eq=False)
-class Splits:
+class Splits(NamedTuple):
     name: str
     train: ImageSet
     validation: ImageSet  # what choices are made on
     test: ImageSet  # what is only ever reported on
 
 
-class Summary(NamedTuple):
-    """What is known of splits without having them."""
-
+class Summary(NamedTuple):  # what is known of splits without having them
     name: str
     train: int
     validation: int
@@ -91,10 +88,9 @@ class Summary(NamedTuple):
 
 
 def summary(splits: Splits) -> Summary:
-    """Sizes, classes and fingerprints of the three parts."""
-    train, parts = splits.train, (splits.train, splits.validation, splits.test)
-    about = train.classes, train.factors is not None, tuple(map(fingerprint, parts))
-    return Summary(splits.name, *map(len, parts), *about)
+    name, *parts = splits
+    about = splits.train.classes, splits.train.factors is not None, tuple(map(fingerprint, parts))
+    return Summary(name, *map(len, parts), *about)
 
 
 def fingerprint(image_set: ImageSet) -> str:
@@ -138,15 +134,6 @@ def _subsets(pool: ImageSet, sizes: Sequence[int], seed: int, use: str) -> list[
     return [pool.take(p[torch.randperm(len(p), generator=store.generator(seed, use, i))]) for i, p in enumerate(parts)]
 
 
-def check_appearance(source: str | Path, context: float, saturation: float) -> None:
-    """Raise ValueError unless these are 0 to 1, and 0 and 1 for other images than the embedded ones."""
-    for name, value, neutral in (("context", context, 0), ("saturation", saturation, 1)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name}: expected a number of 0 to 1, got {value!r}")
-        if value != neutral and str(source).lower() != "shapes":
-            raise ValueError(f"{name}: expected {neutral}, as only shapes have one, got {value!r} with {str(source)!r}")
-
-
 def load(
     source: str | Path,
     *,
@@ -162,16 +149,14 @@ def load(
 ) -> Splits:
     """The image set `source`: stratified, seeded subsets for training, validation and test.
 
-    Args:
-        source: "shapes" (embedded; 8,000 and 2,000 images, or as many as asked for), one of `TORCHVISION` (downloaded below
-            `root`), or a folder with train/CLASS/* and test/CLASS/* (cached below `root`).
-        train_images, test_images: images trained on (None: all that validation leaves) and tested on (None: all).
-        validation: validation images per training image; they are cut from the training set, beside `train_images`.
-        image_size: pixels a side; the shorter side is resized to it and the middle cut out. None: as the images are.
-        channels: 3, or 1 for grey images (luma, ITU-R 601).
-        context, saturation: of "shapes" alone, 0 to 1; see `repsim.shapes.draw`.
+    source: "shapes" (embedded; 8,000 and 2,000 images, or as many as asked for), one of `TORCHVISION` (downloaded below `root`),
+    or a folder with train/CLASS/* and test/CLASS/* (cached below `root`).
+    train_images, test_images: how many are trained and tested on; None: all that validation leaves, and all.
+    validation: validation images per training image; they are cut from the training set, beside `train_images`.
+    image_size: pixels a side; the shorter side is resized to it and the middle cut out. None: as the images are.
+    channels: 3, or 1 for grey images (luma, ITU-R 601). context, saturation: of "shapes", 0 to 1; see `repsim.shapes.draw`.
 
-    Raises ValueError (a number out of range, more images than there are, unequal or too few classes, a bad image),
+    Raises ValueError (a number out of range, more images than there are, other classes in test, a bad image),
     FileNotFoundError (no such name or folder, or an empty one) or RuntimeError (a set that cannot be downloaded).
     """
     for name, value in {"train_images": train_images, "test_images": test_images, "image_size": image_size}.items():
@@ -181,8 +166,12 @@ def load(
         raise ValueError(f"validation: expected a fraction of 0 to below 1, got {validation!r}")
     if channels not in (1, 3):
         raise ValueError(f"channels: expected 3 or 1 (grey), got {channels!r}")
-    check_appearance(source, context, saturation)
     name, root = str(source).lower(), Path(root).expanduser()
+    for field, value, neutral in (("context", context, 0), ("saturation", saturation, 1)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{field}: expected a number of 0 to 1, got {value!r}")
+        if value != neutral and name != "shapes":
+            raise ValueError(f"{field}: expected {neutral}, as only shapes have one, got {value!r} with {source!r}")
     if name == "shapes":
         wanted = 8000 if train_images is None else train_images + round(validation * train_images)
         draw = partial(shapes.draw, seed=seed, size=image_size or 32, context=context, saturation=saturation)
@@ -219,12 +208,9 @@ def of_classes(splits: Splits, classes: Sequence[str]) -> Splits:
         raise ValueError(f"classes: expected at least 2 different ones of {', '.join(known)}, got {list(classes)}")
     label = torch.tensor([classes.index(name) if name in classes else -1 for name in known])
 
-    def restricted(part: ImageSet) -> ImageSet:
-        labels = label[part.labels]
-        part = part.take(labels >= 0)
-        return dataclasses.replace(part, labels=labels[labels >= 0], classes=tuple(classes))
-
-    return Splits(splits.name, *map(restricted, (splits.train, splits.validation, splits.test)))
+    chosen = [part.take(label[part.labels] >= 0) for part in splits[1:]]
+    renamed = [dataclasses.replace(part, labels=label[part.labels], classes=tuple(classes)) for part in chosen]
+    return Splits(splits.name, *renamed)
 
 
 # Where the images come from: each gives a title, all there is to train on, and all there is to test on
@@ -307,10 +293,8 @@ def _folder(source: str | Path, root: Path, image_size: int | None) -> tuple[str
     try:
         (classes, train, train_labels), (of_test, test, test_labels) = (_listing(folder / part) for part in PARTS)
     except (OSError, ValueError) as error:  # no folder, no classes, or a class without images; the error says which
-        raise FileNotFoundError(
-            f"source: expected one of shapes, {', '.join(TORCHVISION)}, or a folder with images in train/CLASS/* and "
-            f"test/CLASS/*, got {str(source)!r}: {error}"
-        ) from error
+        known = f"shapes, {', '.join(TORCHVISION)}, or a folder with images in train/CLASS/* and test/CLASS/*"
+        raise FileNotFoundError(f"source: expected one of {known}, got {str(source)!r}: {error}") from error
     if classes != of_test or len(classes) < 2:
         got = f"{len(classes)} and {len(of_test)}; only in one: {sorted({*classes} ^ {*of_test})}"
         raise ValueError(f"{folder}: expected the same 2 or more classes in train and test, got {got}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -49,10 +50,8 @@ def read_changes(changes: Iterable[tuple[str, str]]) -> dict[str, Any]:
 
 
 def _parsed(what: str, text: str) -> Any:
-    try:
+    with contextlib.suppress(ValueError):
         return json.loads(text)  # to YAML 1.1 the number 1e-5 is a text
-    except ValueError:
-        pass
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -76,10 +75,8 @@ def check_injected() -> None:
     for cell in vars(sys.modules["__main__"]).get("In", ()):  # the cells that this notebook has executed
         assigned = re.findall(r"^(\w+) = ", cell, re.M)
         if cell.startswith("# Parameters\n") and (unknown := sorted(set(assigned) - set(known))):
-            raise ValueError(
-                f"{', '.join(unknown)}: this notebook has no such parameter; its own are {', '.join(known)}, and a field of "
-                f"the study goes into changes: {{{unknown[0]!r}: ...}}"
-            )
+            remedy = f"its own are {', '.join(known)}; a field of the study goes into changes: {{{unknown[0]!r}: ...}}"
+            raise ValueError(f"{', '.join(unknown)}: this notebook has no such parameter; {remedy}")
         known += assigned
 
 

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import joblib
 import numpy as np
@@ -44,6 +44,7 @@ from repsim.profiles import ROOT, check_known
 CKA_IMAGES = 2560  # test images of the comparison at most: the first ones, which are a random sample
 PLACES = ("data", "device", "out", "artefacts")  # fields of a study that say where, not what
 Names = Sequence[str] | None  # of networks; None: all of the study
+FROM_8 = pd.Interval(8, math.inf, closed="left")
 TABLES = 1  # the format of tables: the published ones are found by it
 PACKAGES = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
 PACKAGES |= {"repsim": __version__}
@@ -56,18 +57,18 @@ class Study:
     """The settings of a study, which a notebook's `profile` and `changes` give. Checked when made: ValueError names the field."""
 
     data: str = "shapes"  # image set: "shapes" (embedded), a torchvision set such as "cifar10", or a folder
-    train_images: int | None = 2000  # images trained on; None: all
-    test_images: int | None = 1000  # images compared and tested on; None: all
-    image_size: int | None = None  # images are resized to this many pixels a side; None: as they are
+    train_images: Annotated[int | None, train.FROM_1] = 2000  # images trained on; None: all
+    test_images: Annotated[int | None, FROM_8] = 1000  # images compared and tested on; None: all
+    image_size: Annotated[int | None, train.FROM_1] = None  # resized to so many pixels a side; None: as they are
     classes: list = field(default_factory=list)  # names of the classes that the images are restricted to; all if empty
-    context: float = 0.0  # of shapes: the fraction of images whose background is the one that their class prefers
-    saturation: float = 1.0  # of shapes: 1 full colours, 0 greys
+    context: Annotated[float, train.TO_1] = 0.0  # of shapes: the share of images whose background their class prefers
+    saturation: Annotated[float, train.TO_1] = 1.0  # of shapes: 1 full colours, 0 greys
     architecture: str = "resnet18"  # or resnet34, resnet50
     width: int = 8  # channels of the first stage
     epochs_sl: int = 10
     epochs_simclr: int = 20
     batch_size: int = 128
-    seeds: int = 2  # networks per objective
+    seeds: Annotated[int, train.FROM_1] = 2  # networks per objective
     controls: list = field(default_factory=list)  # further objectives, as many seeds each, such as sl_simclr_views
     recipe: dict = field(default_factory=dict)  # other train.Settings, for all or per objective: {"simclr": {...}}
     device: str = "auto"  # "cpu", "cuda", "mps"; auto takes the fastest there is
@@ -77,11 +78,7 @@ class Study:
 
     def __post_init__(self) -> None:
         train.check_types(self)
-        for name, smallest in {"train_images": 1, "test_images": 8, "image_size": 1, "seeds": 1}.items():
-            if (value := getattr(self, name)) is not None and value < smallest:
-                raise ValueError(f"{name}: expected at least {smallest}, got {value}")
         check_known("device", self.device.partition(":")[0], ("auto", "cpu", "cuda", "mps"))
-        data.check_appearance(self.data, self.context, self.saturation)
         for objective in self.controls:
             check_known("controls", objective, sorted(train.OBJECTIVES.keys() - {"untrained", "sl", "simclr"}))
         for name in self.names:  # every network's own checks
@@ -92,10 +89,9 @@ class Study:
     def open(cls, profile: str | Path, **changes: Any) -> Study:
         """The study of a profile or of published results, with changes of its fields; what every notebook begins with.
 
-        profile: a name in profiles/ ("quick"), a YAML file, or a folder of published results ("results/cifar10-cpu"), of which
-        nothing is trained. Relative paths, here and in `out` (runs/PROFILE if not given), count from the checkout.
-        changes: any fields, and parts of those that are mappings: `**{"recipe.simclr.temperature": 0.2}`. Published results
-        take `out`, `device`, and `data`, their own images. Raises ValueError for what is not known, allowed or theirs.
+        profile: a name in profiles/ ("quick"), a YAML file, or published results ("results/cifar10-cpu"), which take only `out`,
+        `device` and `data`, their own images, as changes. Relative paths, in `out` (runs/PROFILE) too, count from the checkout.
+        changes: any fields, and parts of mappings: `**{"recipe.simclr.temperature": 0.2}`. ValueError names what cannot be.
         """
         profiles.check_injected()
         source = profiles.located(profile)
@@ -149,7 +145,7 @@ class Study:
 
     @functools.cached_property
     def images(self) -> data.Splits:
-        """The images, loaded once. Raises as `data.load`; ValueError too if published results were made of other images."""
+        """The images. Raises as `data.load`; ValueError too if published results were made of other images."""
         names = ("train_images", "test_images", "image_size", "context", "saturation")
         options = {name: getattr(self, name) for name in names}
         images = data.load(self.data, **options, root=Path(self.out).parent / "data")
@@ -167,7 +163,6 @@ class Study:
         return data.summary(self.images)
 
     def _path(self, name: str) -> Path:
-        """Where this is kept. Raises FileNotFoundError where published results do not hold it."""
         path = Path(self.artefacts or self.out) / name
         if self.artefacts and not path.exists():
             raise FileNotFoundError(f"{path}: not among the published results; a profile and the images make it")
@@ -189,8 +184,8 @@ class Study:
     def snapshot(self, name: str, share: float) -> nn.Module:
         """The network `name` after this share (`train.schedule`) of its training, in eval mode on the study's device.
 
-        Batch-norm statistics are measured over the first 1,024 training images, at the end (1.0) too: running averages of the
-        first steps are of older weights. Raises ValueError for another share, FileNotFoundError for a file that is not whole.
+        Batch-norm statistics are of the first 1,024 training images, at the end (1.0) too: running averages of the first steps
+        are of older weights. Raises ValueError for another share, FileNotFoundError for a file that is not whole.
         """
         settings, final = self.network(name).settings, self.network_file(name)
         plan = {1.0: train.steps(settings, self.summary.train)}
@@ -233,8 +228,8 @@ class Study:
         for name in missing:  # each goes to the process that would be done first
             min(shares, key=lambda share: (sum(map(passes.get, share)), len(share))).append(name)
         longest = tqdm.format_interval(seconds * max(sum(map(passes.get, share)) for share in shares))
-        what = f"{len(missing)} of {len(set(names))} networks, about {longest}: {', '.join(missing)}"
-        print(f"Training {what}", file=sys.stderr)
+        told = f"Training {len(missing)} of {len(set(names))} networks, about {longest}: {', '.join(missing)}"
+        print(told, file=sys.stderr)
         with train.progress_bar(sum(passes.values()), "training") as bar:
             if processes:
                 return self._train_apart(shares, minutes, bar)
@@ -269,18 +264,18 @@ class Study:
     def _kept(self, name: str, ending: str, make: Callable[[], tuple], networks: Names) -> tuple[Any, dict]:
         """(content, metadata) of a CSV or safetensors file of these networks: read if it is there, otherwise made and kept."""
         networks, begun = self.names if networks is None else networks, time.monotonic()
-        path = self._path(f"{name}-{self.key_of(networks)}.{ending}")
+        path = self._path(f"tables/{name}-{self.key_of(networks)}.{ending}")
         load, save = FORMATS[ending]
 
         def save_with_protocol(path: Path, made: tuple[Any, dict]) -> None:
-            about = {"table": Path(name).name, "networks": list(networks), "protocol": dict(self.protocol().to_numpy())}
+            about = {"table": name, "networks": list(networks), "protocol": dict(self.protocol().to_numpy())}
             save(path, made[0], made[1] | about | {"seconds": round(time.monotonic() - begun, 1)})
 
         return load(path) if self.artefacts else store.load_or_make(path, load, make, save_with_protocol)
 
     def table(self, name: str, make: Callable[[], pd.DataFrame], networks: Names = None) -> pd.DataFrame:
         """The table `name` of this study, or of some of its networks: read if it is there, otherwise made and kept."""
-        return self._kept(f"tables/{name}", "csv", lambda: (make(), {}), networks)[0]
+        return self._kept(name, "csv", lambda: (make(), {}), networks)[0]
 
     def compared(self, name: str, make: Callable[[], Comparison], networks: Names = None) -> Comparison:
         """As `table`, for a comparison, with intervals of layers of one name, of a network's own grid, and of the labels."""
@@ -288,8 +283,8 @@ class Study:
         def kept(a: Source, b: Source) -> bool:
             return a[1] == b[1] or a[0] == b[0] or "labels" in (a[0], b[0])
 
-        files = f"tables/{name}", "safetensors"
-        return Comparison.from_tensors(*self._kept(*files, lambda: make().select(kept).to_tensors(), networks))
+        made = self._kept(name, "safetensors", lambda: make().select(kept).to_tensors(), networks)
+        return Comparison.from_tensors(*made)
 
     def per_network(self, table: str, names: Sequence[str], make: Callable[[str], pd.DataFrame]) -> pd.DataFrame:
         """One table per network, kept one by one (for any study with that network), as one with a column `network`."""
@@ -346,7 +341,7 @@ class Study:
 
         "probe" (cross-entropy, nats), "correct" (of its most probable class), "knn" (ten nearest training images), and of all but
         "pixels" "retrieval" (of an image's other view), "views" (fitted NT-Xent, nats), "views of a class" (in batches of one
-        class). Residual layers and the pool, which is the end of stage 4, are left out.
+        class). Residual layers and the pool, the end of stage 4, are left out.
         """
 
         def of(split: str, view: str | None = None) -> dict[str, Tensor]:
@@ -363,13 +358,13 @@ class Study:
                 views = [of(split, view) for split in ("train", "test") for view in claims.VIEWS]
                 options = {"batch": min(128, self.summary.train, self.summary.test), "temperature": temperature}
                 fitted = probes.fitted_nt_xent(*views, labels["test"], steps=150, **options)
-                tables |= {"retrieval": probes.retrieval(*views[2:])}
+                tables["retrieval"] = probes.retrieval(*views[2:])
                 tables |= {"views": fitted.mixed, "views of a class": fitted.of_a_class}
             outcomes = {measure: torch.tensor(table.to_numpy(dtype="float32")) for measure, table in tables.items()}
             return outcomes, {"layers": {measure: list(table) for measure, table in tables.items()}}
 
         networks = [] if name == "pixels" else [name]
-        outcomes, about = self._kept(f"tables/readings-{name}", "safetensors", make, networks)
+        outcomes, about = self._kept(f"readings-{name}", "safetensors", make, networks)
         folds = folded(outcomes, about)
         tables = {m: pd.DataFrame(folds[m].numpy(), columns=layers) for m, layers in about["layers"].items()}
         for table in tables.values():
@@ -379,10 +374,9 @@ class Study:
     def basis(self) -> str:
         """The scale of this study in one sentence."""
         images, sl, simclr = self.summary, self.settings("sl-0"), self.settings("simclr-0")
-        return (
-            f"{images.name}, {images.train:,} training and {images.test:,} test images; {sl.architecture} of width {sl.width}; "
-            f"{sl.epochs} epochs SL, {simclr.epochs} epochs SimCLR; {self.seeds} seeds"
-        )
+        size = f"{images.train:,} training and {images.test:,} test images"
+        epochs = f"{sl.epochs} epochs SL, {simclr.epochs} epochs SimCLR"
+        return f"{images.name}, {size}; {sl.architecture} of width {sl.width}; {epochs}; {self.seeds} seeds"
 
     @functools.cache  # noqa: B019
     def evidence(self) -> Evidence:

@@ -533,7 +533,7 @@ def test_a_loaders_dicts_are_given_whole():
 
 # ---- anything at the public doors --------------------------------------------------------------------------------------
 
-ARGUMENTS = r"^(x|y|model|features|images|labels|layers|x, y|features, f|f|a|compare|models, features)\b"
+ARGUMENTS = r"^(x|y|k|query|model|features|images|labels|layers|x, y|features, f|f|a|compare|models, features)\b"
 numbers = st.sampled_from(
     [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8, torch.int8, torch.int32, torch.int64]
     + [torch.bool, torch.complex64, torch.uint16, torch.float8_e4m3fn]
