@@ -548,7 +548,3 @@ def main(argv: Sequence[str] | None = None) -> None:
             loss = study.network(name, report).history.loss.iloc[-1]
             if not (distributed.rank() or options.passes):
                 print(f"{name}: loss {loss:.4f}, kept in {study.network_file(name).parent}", flush=True)
-
-
-if __name__ == "__main__":  # python -m repsim.train
-    main()

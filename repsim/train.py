@@ -12,8 +12,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import importlib
 import math
-import runpy
 import sys
 import time
 import timeit
@@ -413,4 +413,4 @@ def _shuffled(images: data.ImageSet, seed: int) -> data.ImageSet:
 
 
 if __name__ == "__main__":  # the command line is the study's, which imports this module
-    runpy.run_module("repsim.study", run_name="__main__")
+    importlib.import_module("repsim.study").main()
