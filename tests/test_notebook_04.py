@@ -1,29 +1,21 @@
 """The functions of notebook 04, on factors with known answers."""
 
-import ast
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from chapters import definitions
 from sklearn.linear_model import RidgeCV
 from sklearn.preprocessing import StandardScaler
 
-SCRIPT = Path(__file__).resolve().parent.parent / "notebooks" / "04_implicit_objective.py"
 ALPHAS = 800 * 10.0 ** np.arange(-6, 2)
 
 
 @pytest.fixture
 def chapter():
-    """The notebook's imports, functions and constants (capital letters)."""
-    names = {"__name__": "chapter"}
-    for node in ast.parse(SCRIPT.read_text()).body:
-        constant = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).isupper()
-        if constant or isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef):
-            exec(compile(ast.Module([node], []), str(SCRIPT), "exec"), names)
-    return SimpleNamespace(**{name: value for name, value in names.items() if callable(value)})
+    return SimpleNamespace(**definitions("04_implicit_objective"))
 
 
 def factors(n, seed):

@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 import torch
 import torch.nn.functional as F
+from chapters import definitions
 
 from repsim import cka, claims, probes
 from repsim.study import publish
@@ -21,12 +22,8 @@ MICRO |= {"batch_size": 16, "device": "cpu", "controls": []}
 
 @pytest.fixture
 def chapter():
-    """The names that the script's functions see: its imports, its functions, and what a test adds."""
-    tree = ast.parse(SCRIPT.read_text())
-    tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.Import | ast.ImportFrom)]
-    names = {}
-    exec(compile(tree, str(SCRIPT), "exec"), names)
-    return names
+    """What the notebook defines, to which a test adds its variables."""
+    return definitions("07_when_it_happens")
 
 
 # ----- times

@@ -1,30 +1,23 @@
 """The functions of notebook 08, on numbers with known answers."""
 
-import ast
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from chapters import definitions
 from torch import nn
 
 from repsim import claims, data, models
 from repsim.study import Study
 
-SCRIPT = Path(__file__).resolve().parent.parent / "notebooks" / "08_auxiliary_tasks.py"
-
 
 @pytest.fixture
 def chapter():
-    """The notebook's imports, functions and constants (capital letters), as a namespace to which its variables can be added."""
-    names = {"__name__": "chapter"}
-    for node in ast.parse(SCRIPT.read_text()).body:
-        constant = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).isupper()
-        if constant or isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef):
-            exec(compile(ast.Module([node], []), str(SCRIPT), "exec"), names)
+    """What the notebook defines, as a namespace to which its variables can be added."""
+    names = definitions("08_auxiliary_tasks")
     return SimpleNamespace(names=names, **{name: value for name, value in names.items() if callable(value)})
 
 
