@@ -242,7 +242,7 @@ class Study:
         for name, value in (dataclasses.asdict(self) | {"out": str(Path(self.out).resolve())}).items():
             command += ["-p", name, json.dumps(value)]
         reading, writing = os.pipe()
-        options = {"stdout": writing, "stderr": writing, "cwd": ROOT, "start_new_session": True}  # Ctrl-C is not for it
+        options = {"stdout": writing, "stderr": writing, "start_new_session": True}  # Ctrl-C is not for it
         options["env"] = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
         processes, said = [subprocess.Popen([*command, *share], **options) for share in shares], ""
         os.close(writing)
